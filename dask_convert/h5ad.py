@@ -1,0 +1,409 @@
+"""The source: what matrices an h5ad file has, and their entries in order.
+
+Two ways lead to the entries. HDF5's own, through h5py, knows every filter but works under one
+lock per process and inflates with zlib. The other one asks HDF5 once where every chunk lies
+and then needs only `os.pread` and a fast inflater; it serves what nearly all h5ad files are:
+contiguous, or chunked with gzip, shuffle or neither. A property test holds both to the same
+result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import deflate
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_convert import memory
+from dask_convert.dtypes import SUPPORTED
+from dask_convert.errors import SourceError
+from dask_convert.layout import ArraySource, MatrixSource
+from dask_convert.plan import RowIndex
+from dask_convert.records import native_dtype, type_code
+
+INDPTR_SLAB_ROWS = 2**20
+CHUNK_DTYPE = np.dtype([("offset", "<u8"), ("stored_bytes", "<u8")])
+"""A row of a chunk table; a chunk that was never written has offset and size 0."""
+
+_RAW_PIPELINES = ((), ("gzip",), ("shuffle",), ("shuffle", "gzip"))
+_FILTER_NAMES = {
+    h5py.h5z.FILTER_DEFLATE: "gzip",
+    h5py.h5z.FILTER_SHUFFLE: "shuffle",
+    h5py.h5z.FILTER_LZF: "lzf",
+    h5py.h5z.FILTER_FLETCHER32: "fletcher32",
+    h5py.h5z.FILTER_SZIP: "szip",
+    h5py.h5z.FILTER_SCALEOFFSET: "scaleoffset",
+    h5py.h5z.FILTER_NBIT: "nbit",
+    32001: "blosc",
+    32015: "zstd",
+    32004: "lz4",
+    32026: "blosc2",
+    32008: "bitshuffle",
+}
+
+Piece = tuple[int, NDArray[Any]]
+
+
+def open_source(path: Path) -> h5py.File:
+    """Open an h5ad file for reading.
+
+    Raises
+    ------
+    SourceError
+        It is not there, not readable or not HDF5.
+    """
+    if not path.exists():
+        msg = f"{path}: no such file"
+        raise SourceError(msg)
+    if not path.is_file():
+        msg = f"{path}: not a file; the source must be one .h5ad file"
+        raise SourceError(msg)
+    try:
+        return h5py.File(path, "r", locking="best-effort")
+    except OSError as error:
+        msg = f"{path}: cannot be opened as HDF5: {error}"
+        raise SourceError(msg) from error
+
+
+def csr_matrices(file: h5py.File) -> list[MatrixSource]:
+    """All CSR matrices with one row per obs: ``X``, ``layers/*`` and ``raw/X``.
+
+    Raises
+    ------
+    SourceError
+        One of them is not what its attributes say.
+    """
+    n_obs = axis_length(file, "obs")
+    if n_obs is None:
+        msg = f"{file.filename}: has no 'obs': not an h5ad file"
+        raise SourceError(msg)
+    paths = [("X", "X"), ("raw/X", "raw/X"), ("raw/X", "raw.X")]
+    layers = file.get("layers")
+    if isinstance(layers, h5py.Group):
+        paths += [(f"layers/{key}", f"layers/{key}") for key in sorted(layers)]
+    found = [
+        _matrix_source(name, file[path])
+        for name, path in paths
+        if path in file and matrix_format(file[path]) == "csr"
+    ]
+    for source in found:
+        var_path = "var" if source.name != "raw/X" else _first(file, "raw/var", "raw.var")
+        _check_shape(source, n_obs, axis_length(file, var_path))
+    return found
+
+
+def matrix_format(element: Any) -> str | None:
+    """``csr`` or ``csc`` for a sparse matrix, by its attributes; None for anything else."""
+    if not isinstance(element, h5py.Group):
+        return None
+    encoding = element.attrs.get("encoding-type", "")
+    if encoding in {"csr_matrix", "csc_matrix"}:
+        return str(encoding)[:3]
+    legacy = element.attrs.get("h5sparse_format")
+    legacy = legacy.decode() if isinstance(legacy, bytes) else legacy
+    return legacy if legacy in {"csr", "csc"} else None
+
+
+def axis_length(file: h5py.File, path: str | None) -> int | None:
+    """Length of an axis from its data frame; None where there is none."""
+    if path is None or path not in file:
+        return None
+    frame = file[path]
+    if isinstance(frame, h5py.Dataset):
+        return int(frame.shape[0])
+    index = frame.attrs.get("_index", "_index")
+    index = index.decode() if isinstance(index, bytes) else index
+    if index not in frame:
+        return None
+    column = frame[index]
+    if isinstance(column, h5py.Group):
+        column = column["codes" if "codes" in column else "values"]
+    return int(column.shape[0])
+
+
+def row_index(file: h5py.File, source: MatrixSource) -> RowIndex:
+    """Check a matrix's indptr, slab by slab, and note what planning needs of it.
+
+    Raises
+    ------
+    SourceError
+        It does not begin at 0, descends somewhere, or does not end at nnz.
+    """
+    dataset = file[source.path]["indptr"]
+    longest = 0
+    last = 0
+    row = 0
+    first = int(dataset[0])
+    if first != 0:
+        msg = f"{source.path}/indptr[0] is {first}: it must be 0"
+        raise SourceError(msg)
+    for ends in _row_end_slabs(dataset):
+        lengths = np.diff(ends, prepend=last)
+        descents = np.flatnonzero(lengths < 0)
+        if descents.size:
+            at = int(descents[0])
+            before = int(ends[at - 1]) if at else last
+            msg = (
+                f"{source.path}/indptr[{row + at + 1}] is {int(ends[at])}, less than the {before} "
+                f"before it: row {row + at} would have a negative length; indptr must not descend "
+                "(a 32-bit overflow where the matrix was written?)"
+            )
+            raise SourceError(msg)
+        longest = max(longest, int(lengths.max(initial=0)))
+        last = int(ends[-1])
+        row += ends.size
+    if last != source.nnz:
+        msg = f"{source.path}/indptr ends at {last}, but there are {source.nnz} entries"
+        raise SourceError(msg)
+    return RowIndex(longest, lambda: _row_end_slabs(dataset))
+
+
+def chunk_table(dataset: h5py.Dataset) -> NDArray[np.void] | None:
+    """Where every chunk of a data set lies in the file; one pass over HDF5's index.
+
+    Returns
+    -------
+        One row of `CHUNK_DTYPE` per chunk; for a contiguous data set one row in all. None
+        where some chunk skipped its filters, so that only HDF5 can tell how to read it.
+    """
+    if dataset.chunks is None:
+        table = np.zeros(1, CHUNK_DTYPE)
+        table[0] = (dataset.id.get_offset() or 0, dataset.id.get_storage_size())
+        return table
+    (length,) = dataset.chunks
+    table = np.zeros(-(-dataset.shape[0] // length), CHUNK_DTYPE)
+    unfiltered = 0
+
+    def note(chunk: Any) -> None:
+        nonlocal unfiltered
+        table[chunk.chunk_offset[0] // length] = (chunk.byte_offset, chunk.size)
+        unfiltered += chunk.filter_mask != 0
+
+    dataset.id.chunk_iter(note)
+    return None if unfiltered else table
+
+
+class MemberReader:
+    """Reads the elements of one member array of a matrix, in pieces, in order.
+
+    Parameters
+    ----------
+    path
+        The h5ad file.
+    name
+        The data set within it.
+    array
+        How it is stored.
+    table
+        Where its chunks lie, if it is to be read without HDF5.
+
+    Notes
+    -----
+    A context manager: it holds the file open. `stored_bytes` counts what was read of it, as
+    stored; through HDF5, which does not tell, in proportion to the elements.
+    """
+
+    def __init__(
+        self, path: Path, name: str, array: ArraySource, table: NDArray[np.void] | None = None
+    ) -> None:
+        self.stored_bytes = 0
+        self._name = name
+        self._array = array
+        self._table = table
+        self._native = native_dtype(array.dtype)
+        self._files = ExitStack()
+        if table is None:
+            file = self._files.enter_context(open_source(path))
+            self._dataset = member_dataset(file, name, array.filters)
+        else:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._files.callback(os.close, self._descriptor)
+
+    def __enter__(self) -> MemberReader:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._files.close()
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        """Elements ``[start, stop)``, as consecutive pieces in native byte order.
+
+        Yields
+        ------
+            Position of the first element in the data set, and the elements.
+
+        Raises
+        ------
+        SourceError
+            A chunk was never written, is cut short or cannot be inflated.
+        """
+        if self._table is None:
+            return self._hdf5_pieces(start, stop)
+        if self._array.chunk_length:
+            return self._chunk_pieces(self._table, start, stop)
+        return self._contiguous_pieces(int(self._table["offset"][0]), start, stop)
+
+    def _chunk_pieces(self, table: NDArray[np.void], start: int, stop: int) -> Iterator[Piece]:
+        length = self._array.chunk_length
+        stored = np.dtype(self._array.dtype)
+        for number in range(start // length, -(-stop // length)):
+            first = number * length
+            offset, size = (int(field) for field in table[number])
+            what = f"{self._name}, chunk {number} (elements from {first})"
+            if not size:
+                msg = f"{what} was never written: HDF5 would read zeros where values are missing"
+                raise SourceError(msg)
+            encoded = self._read(size, offset, what)
+            elements = np.frombuffer(_inflate(encoded, self._array, stored.itemsize, what), stored)
+            low, high = max(start - first, 0), min(stop - first, length)
+            yield first + low, elements[low:high].astype(self._native, copy=False)
+
+    def _contiguous_pieces(self, offset: int, start: int, stop: int) -> Iterator[Piece]:
+        stored = np.dtype(self._array.dtype)
+        step = memory.READ_PIECE_BYTES // stored.itemsize
+        for first in range(start, stop, step):
+            length = min(step, stop - first)
+            what = f"{self._name}, elements {first} to {first + length}"
+            read = self._read(length * stored.itemsize, offset + first * stored.itemsize, what)
+            yield first, np.frombuffer(read, stored).astype(self._native, copy=False)
+
+    def _hdf5_pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        itemsize = self._native.itemsize
+        chunk = self._array.chunk_length or 1
+        step = max(memory.READ_PIECE_BYTES // itemsize // chunk, 1) * chunk
+        while start < stop:
+            end = min((start // step + 1) * step, stop)
+            try:
+                elements = self._dataset[start:end]
+            except OSError as error:
+                msg = f"{self._name}, elements {start} to {end}: HDF5 cannot read them: {error}"
+                raise SourceError(msg) from error
+            self.stored_bytes += self._array.stored_bytes * (end - start) // self._array.length
+            yield start, elements.astype(self._native, copy=False)
+            start = end
+
+    def _read(self, size: int, offset: int, what: str) -> bytes:
+        read = os.pread(self._descriptor, size, offset)
+        while len(read) < size:  # Linux returns at most 2 GiB at once, and signals may cut a read
+            more = os.pread(self._descriptor, size - len(read), offset + len(read))
+            if not more:
+                msg = f"{what}: the file ends before it: it was cut short"
+                raise SourceError(msg)
+            read += more
+        self.stored_bytes += size
+        return read
+
+
+def member_dataset(file: h5py.File, path: str, filters: tuple[str, ...]) -> h5py.Dataset:
+    """A member array that is to be read through HDF5, with its filter plugins loaded.
+
+    Raises
+    ------
+    SourceError
+        A filter that the array needs is not available.
+    """
+    dataset = file[path]
+    if not set(filters) <= set(_FILTER_NAMES.values()) - {"blosc", "zstd", "lz4", "blosc2", "bitshuffle"}:
+        import hdf5plugin  # noqa: F401, PLC0415  (registers its filters; slow and rarely needed)
+    properties = dataset.id.get_create_plist()
+    for number in range(properties.get_nfilters()):
+        code = properties.get_filter(number)[0]
+        if not h5py.h5z.filter_avail(code):
+            msg = f"{path}: HDF5 filter {_FILTER_NAMES.get(code, code)!r} is not available here"
+            raise SourceError(msg)
+    return dataset
+
+
+def _matrix_source(name: str, group: h5py.Group) -> MatrixSource:
+    path = group.name.lstrip("/")
+    for member in ("data", "indices", "indptr"):
+        if not isinstance(group.get(member), h5py.Dataset) or group[member].ndim != 1:
+            msg = f"{path}/{member}: a CSR matrix needs this one-dimensional data set"
+            raise SourceError(msg)
+    shape = group.attrs.get("shape", group.attrs.get("h5sparse_shape"))
+    if shape is None or len(shape) != 2:
+        msg = f"{path}: attribute 'shape' is {shape!r}: it must be two numbers, n_obs and n_vars"
+        raise SourceError(msg)
+    n_obs, n_vars = (int(length) for length in shape)
+    data, indices, indptr = group["data"], group["indices"], group["indptr"]
+    for dataset in (indices, indptr):
+        if dataset.dtype.kind not in "iu":
+            msg = f"{path}: {dataset.name} has type {dataset.dtype}: it must have an integer type"
+            raise SourceError(msg)
+    if type_code(native_dtype(data.dtype.str)) not in SUPPORTED:
+        msg = f"{path}/data has type {data.dtype}: only numbers and booleans can be converted"
+        raise SourceError(msg)
+    if data.shape != indices.shape:
+        msg = f"{path}: data has {data.shape[0]} elements, indices has {indices.shape[0]}"
+        raise SourceError(msg)
+    if indptr.shape[0] != n_obs + 1:
+        hint = " (it has n_vars + 1: is this CSC?)" if indptr.shape[0] == n_vars + 1 else ""
+        msg = f"{path}/indptr has {indptr.shape[0]} elements, not n_obs + 1 = {n_obs + 1}{hint}"
+        raise SourceError(msg)
+    return MatrixSource(
+        name="raw/X" if path == "raw.X" else path,
+        path=path,
+        n_obs=n_obs,
+        n_vars=n_vars,
+        nnz=int(data.shape[0]),
+        data=_array_source(data),
+        indices=_array_source(indices),
+        indptr_dtype=indptr.dtype.str,
+    )
+
+
+def _array_source(dataset: h5py.Dataset) -> ArraySource:
+    properties = dataset.id.get_create_plist()
+    codes = [properties.get_filter(n)[0] for n in range(properties.get_nfilters())]
+    filters = tuple(_FILTER_NAMES.get(code, str(code)) for code in codes)
+    in_file = not dataset.is_virtual and dataset.external is None
+    placed = dataset.chunks is not None or dataset.id.get_offset() is not None
+    return ArraySource(
+        dtype=np.dtype(bool).str if dataset.dtype == bool else dataset.dtype.str,
+        length=int(dataset.shape[0]),
+        chunk_length=int(dataset.chunks[0]) if dataset.chunks else 0,
+        stored_bytes=int(dataset.id.get_storage_size()),
+        filters=filters,
+        raw=filters in _RAW_PIPELINES and in_file and placed and not dataset.file.userblock_size,
+    )
+
+
+def _check_shape(source: MatrixSource, n_obs: int, n_vars: int | None) -> None:
+    for axis, length, expected in (("obs", source.n_obs, n_obs), ("var", source.n_vars, n_vars)):
+        if expected is not None and length != expected:
+            msg = f"{source.path} has {length} along {axis}, but {axis} has {expected} rows"
+            raise SourceError(msg)
+
+
+def _row_end_slabs(dataset: h5py.Dataset) -> Iterator[NDArray[np.int64]]:
+    for start in range(1, dataset.shape[0], INDPTR_SLAB_ROWS):
+        yield dataset[start : start + INDPTR_SLAB_ROWS].astype(np.int64)
+
+
+def _inflate(encoded: bytes, array: ArraySource, itemsize: int, what: str) -> bytes | bytearray:
+    """Undo the filters of one chunk."""
+    expected = array.chunk_length * itemsize
+    inflated: bytes | bytearray = encoded
+    if "gzip" in array.filters:
+        try:
+            inflated = deflate.zlib_decompress(encoded, expected)
+        except deflate.DeflateError as error:
+            msg = f"{what}: cannot be inflated: the file is damaged there"
+            raise SourceError(msg) from error
+    if len(inflated) != expected:
+        msg = f"{what}: has {len(inflated)} bytes instead of {expected}: the file is damaged there"
+        raise SourceError(msg)
+    if "shuffle" in array.filters and itemsize > 1:
+        planes = np.frombuffer(inflated, np.uint8).reshape(itemsize, array.chunk_length)
+        inflated = np.ascontiguousarray(planes.T).tobytes()
+    return inflated
+
+
+def _first(file: h5py.File, *paths: str) -> str | None:
+    return next((path for path in paths if path in file), None)

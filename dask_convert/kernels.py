@@ -1,0 +1,214 @@
+"""The compiled loops: arrays in, arrays out, nothing else.
+
+Contract of every kernel here: the caller allocates; positions and counts are given in full, so
+that no kernel can run past an array it was handed correctly; no kernel checks bounds again. An
+index reaches `count_columns`, `scatter_words` or `scatter_wide` only after `check_indices` has
+passed it. All are compiled without object mode, release the GIL and keep their machine code on
+disk (``cache=True``), so that a worker loads them in milliseconds.
+
+Unsigned index arithmetic is deliberate: numba would otherwise add the test for negative
+("from the end") indices to every access.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+_F = TypeVar("_F", bound=Callable[..., object])
+_U = NDArray[np.unsignedinteger[Any]]
+
+
+def _kernel(function: _F) -> _F:
+    """Compile on first call; typed as the function it wraps, since numba has no types."""
+    return cast("_F", numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+
+
+@_kernel
+def check_indices(indices: NDArray[np.integer[Any]], n_vars: int, checked: NDArray[np.int32]) -> int:
+    """Copy column indices to int32, each within ``[0, n_vars)``; O(n).
+
+    Returns the position of the first that is not, or -1. `checked` (same length) holds
+    unusable values if there is one.
+    """
+    bad = False
+    for k in range(indices.size):
+        index = indices[k]
+        bad |= (index < 0) | (index >= n_vars)
+        checked[k] = index
+    if bad:
+        for k in range(indices.size):
+            if indices[k] < 0 or indices[k] >= n_vars:
+                return k
+    return -1
+
+
+@_kernel
+def count_columns(indices: NDArray[np.int32], counts: NDArray[np.uint32]) -> None:
+    """Add to ``counts[j]`` the occurrences of column ``j``; O(n)."""
+    for k in range(indices.size):
+        counts[np.uint32(indices[k])] += np.uint32(1)
+
+
+@_kernel
+def narrow_to_uint16(values: NDArray[Any], bits: _U, narrowed: NDArray[np.uint16]) -> bool:
+    """Copy values to uint16; False where one of them would not come back bit by bit; O(n).
+
+    `values` are of a 4- or 8-byte real type, `bits` the same memory as unsigned integers
+    (so that −0.0 and NaN are told from what they compare equal to, or do not).
+    """
+    bad = False
+    zero = values.dtype.type(0)
+    top = values.dtype.type(65535)
+    for k in range(values.size):
+        value = values[k]
+        inside = (value >= zero) & (value <= top)
+        # A cast from outside the range is undefined: give it zero and remember.
+        small = np.uint16(value if inside else zero)
+        narrowed[k] = small
+        bad |= (not inside) | (values.dtype.type(small) != value)
+        bad |= (small == 0) & (bits[k] != 0)
+    return not bad
+
+
+@_kernel
+def scatter_words(
+    indices: NDArray[np.int32],
+    payload: _U,
+    row_ends: NDArray[np.int64],
+    first_row: int,
+    start: int,
+    cursors: NDArray[np.uint32],
+    shift: np.uint64,
+    records: _U,
+) -> None:
+    """Put entries into column order as one-word records; O(n), stable.
+
+    Parameters
+    ----------
+    indices, payload
+        Columns and payload bits of entries ``[start, start + n)`` of the row block.
+    row_ends
+        Where each row of the block ends, as a position in the block.
+    first_row
+        The row that holds entry `start`.
+    cursors
+        For each column, where its next record goes; advanced.
+    shift
+        Bits of the row half of a record: 16 or 32.
+    records
+        All records of the block.
+    """
+    k = np.uint64(0)
+    n = np.uint64(indices.size)
+    row = np.uint64(first_row)
+    while k < n:
+        end = min(n, np.uint64(row_ends[row] - start))
+        while k < end:
+            column = np.uint32(indices[k])
+            place = cursors[column]
+            cursors[column] = place + np.uint32(1)
+            records[place] = (np.uint64(payload[k]) << shift) | row
+            k += np.uint64(1)
+        row += np.uint64(1)
+
+
+@_kernel
+def scatter_wide(
+    indices: NDArray[np.int32],
+    payload: _U,
+    row_ends: NDArray[np.int64],
+    first_row: int,
+    start: int,
+    cursors: NDArray[np.uint32],
+    records: _U,
+) -> None:
+    """As `scatter_words`, for payload and records of several words: shapes (n, w), (n, 1 + w)."""
+    k = 0
+    row = first_row
+    while k < indices.size:
+        end = min(indices.size, row_ends[row] - start)
+        while k < end:
+            column = np.uint32(indices[k])
+            place = cursors[column]
+            cursors[column] = place + np.uint32(1)
+            records[place, 0] = np.uint64(row)
+            for word in range(payload.shape[1]):
+                records[place, 1 + word] = payload[k, word]
+            k += 1
+        row += 1
+
+
+@_kernel
+def place_words(
+    records: _U,
+    counts: NDArray[np.uint32],
+    cursors: NDArray[np.int64],
+    length: int,
+    first_row: int,
+    shift: np.uint64,
+    rows: NDArray[np.signedinteger[Any]],
+    payload: _U,
+) -> None:
+    """Put one block's records of some columns at their places in a region; O(n).
+
+    Parameters
+    ----------
+    records
+        The records, column after column, rows ascending within each.
+    counts
+        Records of each column.
+    cursors
+        For each column, the place of its next entry relative to the region's start: below
+        zero or from `length` on, it belongs to a neighbour and is skipped. Advanced.
+    length
+        Entries of the region.
+    first_row
+        The row block's first row.
+    shift
+        Bits of the row half of a record.
+    rows, payload
+        The region's rows and payload bits; written.
+    """
+    mask = (np.uint64(1) << shift) - np.uint64(1)
+    k = 0
+    for column in range(counts.size):
+        place = cursors[column]
+        count = np.int64(counts[column])
+        low = max(0, -place)
+        high = min(count, length - place)
+        for i in range(low, high):
+            word = np.uint64(records[k + i])
+            rows[place + i] = np.int64(word & mask) + first_row
+            payload[place + i] = word >> shift
+        cursors[column] = place + count
+        k += count
+
+
+@_kernel
+def place_wide(
+    records: _U,
+    counts: NDArray[np.uint32],
+    cursors: NDArray[np.int64],
+    length: int,
+    first_row: int,
+    rows: NDArray[np.signedinteger[Any]],
+    payload: _U,
+) -> None:
+    """As `place_words`, for records of several words: shapes (n, 1 + w), (length, w)."""
+    k = 0
+    for column in range(counts.size):
+        place = cursors[column]
+        count = np.int64(counts[column])
+        low = max(0, -place)
+        high = min(count, length - place)
+        for i in range(low, high):
+            rows[place + i] = np.int64(records[k + i, 0]) + first_row
+            for word in range(payload.shape[1]):
+                payload[place + i, word] = records[k + i, 1 + word]
+        cursors[column] = place + count
+        k += count

@@ -1,0 +1,459 @@
+"""From integers to a plan: which task reads, sends and writes what. Pure: no file is touched.
+
+    rows     |  block 0  |  block 1  | … | block N−1 |      cut by non-zeros, from indptr alone
+    columns  | range 0 | range 1 | …                 |      a fixed number of columns each
+    target   |     region 0     |     region 1    |…|       whole shards, equal in non-zeros
+
+A combine task reads one slice of every block's file. Slices shrink as N and M grow, and small
+reads are what a parallel file system is worst at; so blocks and regions are made as small as
+the wish for slices of 64 Ki records allows, not as large as memory allows. That makes sizes
+grow with the square root of the matrix, keeps tasks short and even, and leaves memory unused
+that the budget would have given. Where the budget is the tighter bound it decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import isqrt
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_convert import memory
+from dask_convert.errors import MemoryBudgetError, PlanError
+from dask_convert.layout import Codec, FragmentLayout, MatrixSource, Region, RowBlock, TargetLayout
+from dask_convert.records import MAX_BLOCK_ROWS
+
+PLAN_VERSION = 1
+
+SLICE_RECORDS = 2**16
+MIN_TASK_NNZ = 2**23
+MAX_TASK_NNZ = 2**26
+FRAGMENT_RECORDS = 2**14
+MAX_SHARDS = 128
+MIN_SHARD_NNZ = 2**20
+MAX_SHARD_NNZ = 2**24
+
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user may choose; the names are those of the command line and of Python.
+
+    Attributes
+    ----------
+    memory
+        Bytes that all processes together may use.
+    workers
+        Worker processes; 0 for none, everything in the calling process.
+    data_dtype
+        ``same``, ``auto`` (the smallest type that holds every value) or a type's name.
+    zarr_format
+        2 or 3.
+    chunk_nnz
+        Elements per chunk of the target.
+    shard_nnz
+        Elements per shard, a multiple of `chunk_nnz`; 0 for no shards; None to choose.
+    codec, codec_level
+        How chunks are compressed.
+    block_nnz, region_nnz, column_width
+        For tests and experiments: override what the planner would choose.
+    """
+
+    memory: int
+    workers: int = 0
+    data_dtype: str = "same"
+    zarr_format: Literal[2, 3] = 3
+    chunk_nnz: int = 2**17
+    shard_nnz: int | None = None
+    codec: Codec = "lz4"
+    codec_level: int = 5
+    block_nnz: int | None = None
+    region_nnz: int | None = None
+    column_width: int | None = None
+
+
+class RowIndex(msgspec.Struct, frozen=True):
+    """What planning must know of a matrix's indptr, which may be too long to be held.
+
+    Attributes
+    ----------
+    longest_row_nnz
+        Entries of the fullest row.
+    row_ends
+        Gives ``indptr[1:]``, checked, as int64 in consecutive slabs; can be called again.
+    """
+
+    longest_row_nnz: int
+    row_ends: Callable[[], Iterable[NDArray[np.int64]]]
+
+
+class MatrixPlan(msgspec.Struct, frozen=True):
+    """The tasks of one matrix.
+
+    Attributes
+    ----------
+    source, target
+        What is read and how it will be stored.
+    column_width
+        Columns per column range; the last may have fewer.
+    blocks
+        One split task each; they tile the rows.
+    regions
+        One combine task each; they tile the non-zeros.
+    split_bytes, combine_bytes
+        Projected peak of the largest task of each kind.
+    scratch_bytes, target_bytes
+        Expected size on disk: bounded by what the source takes, where it is compressed.
+    """
+
+    source: MatrixSource
+    target: TargetLayout
+    column_width: int
+    blocks: tuple[RowBlock, ...]
+    regions: tuple[Region, ...]
+    split_bytes: int
+    combine_bytes: int
+    scratch_bytes: int
+    target_bytes: int
+
+    @property
+    def fragment_layout(self) -> FragmentLayout:
+        """Where things are in the matrix's fragment files."""
+        return FragmentLayout(self.source.n_vars, self.column_width)
+
+    @property
+    def target_files(self) -> int:
+        """Files of the matrix in the target, metadata included."""
+        return 2 * -(-self.source.nnz // self.target.shard_nnz) + 1 + 4
+
+
+class ConversionPlan(msgspec.Struct, frozen=True):
+    """Everything that will be done, and what it will take, before anything is done.
+
+    Attributes
+    ----------
+    version
+        Of this format; `ConversionPlan.from_json` refuses others.
+    settings
+        What the user chose.
+    matrices
+        The matrices to convert, in order.
+    annotation_bytes
+        Projected memory for copying everything else.
+    least_memory_bytes
+        The smallest budget that could be planned for.
+    """
+
+    version: int
+    settings: Settings
+    matrices: tuple[MatrixPlan, ...]
+    annotation_bytes: int
+    least_memory_bytes: int
+
+    @property
+    def task_bytes(self) -> int:
+        """Projected peak of the largest task."""
+        return max((max(m.split_bytes, m.combine_bytes) for m in self.matrices), default=0)
+
+    @property
+    def worker_bytes(self) -> int:
+        """Projected peak of one worker process."""
+        return memory.WORKER_BYTES + self.task_bytes
+
+    @property
+    def projected_bytes(self) -> int:
+        """Projected peak of all processes together."""
+        return memory.total_bytes(self.task_bytes, self.settings.workers, self.annotation_bytes)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Scratch needed at once: matrices are converted one after the other."""
+        return max((m.scratch_bytes for m in self.matrices), default=0)
+
+    @property
+    def target_bytes(self) -> int:
+        """Expected size of the converted matrices in the target."""
+        return sum(m.target_bytes for m in self.matrices)
+
+    @property
+    def target_files(self) -> int:
+        """Files of the converted matrices in the target."""
+        return sum(m.target_files for m in self.matrices)
+
+    def to_json(self) -> bytes:
+        """The plan as JSON."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> ConversionPlan:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        PlanError
+            The text is no plan, or one of another version.
+        """
+        try:
+            plan = msgspec.json.decode(text, type=cls)
+        except msgspec.DecodeError as error:
+            msg = f"not a conversion plan: {error}"
+            raise PlanError(msg) from error
+        if plan.version != PLAN_VERSION:
+            msg = f"plan has format version {plan.version}, this program reads {PLAN_VERSION}"
+            raise PlanError(msg)
+        return plan
+
+
+def conversion_plan(
+    matrices: Iterable[tuple[MatrixSource, RowIndex]],
+    settings: Settings,
+    annotation_bytes: int = 0,
+) -> ConversionPlan:
+    """Plan the conversion of some matrices within a memory budget.
+
+    Parameters
+    ----------
+    matrices
+        The CSR matrices to convert.
+    settings
+        The user's choices.
+    annotation_bytes
+        Projected memory for the rest of the file.
+
+    Raises
+    ------
+    MemoryBudgetError
+        The budget holds not even the smallest tasks; names the least that would do.
+    PlanError
+        Settings contradict each other.
+    """
+    check_settings(settings)
+    matrices = tuple(matrices)
+    least_task = max((_least_task_bytes(source, rows, settings) for source, rows in matrices), default=0)
+    least = memory.total_bytes(least_task, settings.workers, annotation_bytes)
+    if settings.memory < least:
+        msg = (
+            f"a memory budget of {-(-settings.memory // memory.MIB):,} MiB is too small for this file "
+            f"with {settings.workers} workers: the least is {-(-least // memory.MIB):,} MiB; "
+            "give more memory or fewer workers"
+        )
+        raise MemoryBudgetError(msg, least)
+    budget = memory.task_budget_bytes(settings.memory, settings.workers, annotation_bytes)
+    planned = tuple(_matrix_plan(source, rows, settings, budget) for source, rows in matrices)
+    return ConversionPlan(PLAN_VERSION, settings, planned, annotation_bytes, least)
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises
+    ------
+    PlanError
+        Names the setting, its value and the rule.
+    """
+    if settings.chunk_nnz < 1:
+        msg = f"chunk_nnz is {settings.chunk_nnz}: it must be at least 1"
+        raise PlanError(msg)
+    shard = settings.shard_nnz
+    if shard and (shard < 0 or shard % settings.chunk_nnz):
+        msg = f"shard_nnz is {shard}: it must be 0 or a multiple of chunk_nnz, {settings.chunk_nnz}"
+        raise PlanError(msg)
+    if shard and settings.zarr_format == 2:
+        msg = "zarr format 2 has no shards: leave shard_nnz out or set it to 0"
+        raise PlanError(msg)
+    if settings.workers < 0:
+        msg = f"workers is {settings.workers}: it must be 0 or more"
+        raise PlanError(msg)
+    if settings.codec_level < 0 or settings.codec_level > (22 if settings.codec == "zstd" else 9):
+        msg = f"codec_level is {settings.codec_level}: outside what {settings.codec} knows"
+        raise PlanError(msg)
+
+
+def row_blocks(
+    row_ends: Iterable[NDArray[np.int64]], max_nnz: int, max_rows: int
+) -> Iterator[RowBlock]:
+    """Cut rows into blocks, greedily: each takes rows while it has at most `max_nnz` entries.
+
+    `max_nnz` must be at least the longest row. O(blocks · log rows) time beside reading the
+    slabs, one slab of memory.
+    """
+    start = start_nnz = stop = stop_nnz = 0
+    for ends in row_ends:
+        position = 0
+        while position < ends.size:
+            fitting = int(np.searchsorted(ends[position:], start_nnz + max_nnz, side="right"))
+            taken = min(fitting, start + max_rows - stop)
+            if taken:
+                position += taken
+                stop += taken
+                stop_nnz = int(ends[position - 1])
+            else:
+                yield RowBlock(start, stop, start_nnz, stop_nnz)
+                start, start_nnz = stop, stop_nnz
+    if stop > start:
+        yield RowBlock(start, stop, start_nnz, stop_nnz)
+
+
+def target_regions(nnz: int, region_nnz: int) -> tuple[Region, ...]:
+    """Cut the target's non-zeros into regions of `region_nnz`, the last one shorter."""
+    return tuple(Region(s, min(s + region_nnz, nnz)) for s in range(0, nnz, region_nnz))
+
+
+def _matrix_plan(
+    source: MatrixSource, rows: RowIndex, settings: Settings, budget_bytes: int
+) -> MatrixPlan:
+    block_nnz = _block_nnz(source, rows, settings, budget_bytes)
+    max_rows = _max_rows(source, block_nnz)
+    width = settings.column_width or _column_width(source, block_nnz)
+    target = _target_layout(source, settings, block_nnz, budget_bytes)
+    region_nnz = _region_nnz(source, target, settings, block_nnz, budget_bytes)
+    blocks = tuple(row_blocks(rows.row_ends(), block_nnz, max_rows))
+    regions = target_regions(source.nnz, region_nnz)
+    largest = max((b.nnz for b in blocks), default=0)
+    most_rows = max((b.rows for b in blocks), default=0)
+    return MatrixPlan(
+        source=source,
+        target=target,
+        column_width=width,
+        blocks=blocks,
+        regions=regions,
+        split_bytes=memory.split_bytes(source, largest, most_rows, width),
+        combine_bytes=memory.combine_bytes(
+            source, target, min(region_nnz, source.nnz), largest, most_rows, width
+        ),
+        scratch_bytes=_scratch_bytes(source, len(blocks), width),
+        target_bytes=_stored_bound(source, memory.row_dtype(source.n_obs).itemsize)
+        + 8 * (source.n_vars + 1),
+    )
+
+
+def _block_nnz(
+    source: MatrixSource, rows: RowIndex, settings: Settings, budget_bytes: int
+) -> int:
+    """Entries of the largest row block: what is wished, what fits, evenly for the workers."""
+    longest = max(rows.longest_row_nnz, 1)
+    if settings.block_nnz:
+        return max(settings.block_nnz, longest)
+    fitting = _largest(
+        lambda nnz: _sized_split_bytes(source, nnz), longest, MAX_TASK_NNZ, budget_bytes
+    )
+    wished = min(max(isqrt(source.nnz * SLICE_RECORDS), MIN_TASK_NNZ), fitting)
+    count = _even_count(source.nnz, max(wished - longest, longest), settings.workers)
+    # Greedy cutting falls short of its limit by up to a row: add one to make `count` blocks do.
+    return min(-(-source.nnz // count) + longest, fitting)
+
+
+def _region_nnz(
+    source: MatrixSource,
+    target: TargetLayout,
+    settings: Settings,
+    block_nnz: int,
+    budget_bytes: int,
+) -> int:
+    """Entries of a region: whole shards, enough for large slices, evenly for the workers."""
+    shard = target.shard_nnz
+    if settings.region_nnz:
+        return -(-settings.region_nnz // shard) * shard
+    fitting = _largest(
+        lambda shards: _sized_combine_bytes(source, target, shards * shard, block_nnz),
+        1,
+        max(MAX_TASK_NNZ // shard, 1),
+        budget_bytes,
+    )
+    wished = max(MIN_TASK_NNZ, source.nnz * SLICE_RECORDS // block_nnz) // shard
+    n_shards = -(-source.nnz // shard)
+    count = _even_count(n_shards, max(min(wished, fitting), 1), settings.workers)
+    return max(-(-n_shards // count), 1) * shard
+
+
+def _target_layout(
+    source: MatrixSource, settings: Settings, block_nnz: int, budget_bytes: int
+) -> TargetLayout:
+    """Shards large enough that there are few files, small enough for the budget."""
+
+    def layout(shard_nnz: int) -> TargetLayout:
+        return TargetLayout(
+            settings.zarr_format, settings.chunk_nnz, shard_nnz, settings.codec, settings.codec_level
+        )
+
+    if settings.shard_nnz == 0 or settings.zarr_format == 2:
+        return layout(settings.chunk_nnz)
+    if settings.shard_nnz:
+        return layout(settings.shard_nnz)
+    shard = settings.chunk_nnz
+    for doubled in (shard << power for power in range(1, 32)):
+        too_many = -(-source.nnz // shard) > MAX_SHARDS and doubled <= MAX_SHARD_NNZ
+        needs = _sized_combine_bytes(source, layout(doubled), doubled, block_nnz)
+        if needs > budget_bytes or not (too_many or doubled <= MIN_SHARD_NNZ):
+            break
+        shard = doubled
+    return layout(shard)
+
+
+def _column_width(source: MatrixSource, block_nnz: int) -> int:
+    """Columns per range: a power of two that gives fragments of about `FRAGMENT_RECORDS`."""
+    wished = source.n_vars * FRAGMENT_RECORDS // max(block_nnz, 1)
+    return min(1 << max(wished - 1, 0).bit_length(), max(source.n_vars, 1))
+
+
+def _max_rows(source: MatrixSource, block_nnz: int) -> int:
+    """Rows of a block at most: four times the mean, so that empty rows cannot pile up."""
+    mean = block_nnz * source.n_obs // max(source.nnz, 1)
+    return min(max(4 * mean, 1), MAX_BLOCK_ROWS)
+
+
+def _sized_split_bytes(source: MatrixSource, block_nnz: int) -> int:
+    width = _column_width(source, block_nnz)
+    return memory.split_bytes(source, block_nnz, _max_rows(source, block_nnz), width)
+
+
+def _sized_combine_bytes(
+    source: MatrixSource, target: TargetLayout, region_nnz: int, block_nnz: int
+) -> int:
+    width = _column_width(source, block_nnz)
+    max_rows = _max_rows(source, block_nnz)
+    return memory.combine_bytes(source, target, region_nnz, block_nnz, max_rows, width)
+
+
+def _least_task_bytes(source: MatrixSource, rows: RowIndex, settings: Settings) -> int:
+    """The larger of the smallest split task and the smallest combine task."""
+    block = max(settings.block_nnz or 0, rows.longest_row_nnz, 2**16)
+    target = _target_layout(source, settings, block, budget_bytes=0)
+    region = max(settings.region_nnz or 0, target.shard_nnz)
+    return max(
+        _sized_split_bytes(source, block), _sized_combine_bytes(source, target, region, block)
+    )
+
+
+def _largest(
+    needed_bytes: Callable[[int], int], low: int, high: int, budget_bytes: int
+) -> int:
+    """The largest size in ``[low, high]`` whose need fits the budget; `low` if none does."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        if needed_bytes(middle) <= budget_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _even_count(total: int, most: int, workers: int) -> int:
+    """How many parts of at most `most`, in whole rounds of the workers where there are several."""
+    count = max(-(-total // most), 1)
+    if 1 < workers < count:
+        count = -(-count // workers) * workers
+    return count
+
+
+def _stored_bound(source: MatrixSource, row_itemsize: int) -> int:
+    """What the entries take at most: raw, or as the source has them, if that is less."""
+    raw = source.nnz * (np.dtype(source.data.dtype).itemsize + row_itemsize)
+    return min(raw, source.data.stored_bytes + source.indices.stored_bytes)
+
+
+def _scratch_bytes(source: MatrixSource, n_blocks: int, column_width: int) -> int:
+    head_bytes = FragmentLayout(source.n_vars, column_width).head_bytes
+    return _stored_bound(source, 4) + n_blocks * (head_bytes + 4096) + 8 * source.n_obs

@@ -1,0 +1,496 @@
+"""The copy of everything but the matrices, held against what anndata reads and writes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import tempfile
+import tracemalloc
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dask_convert.annotations import annotation_bytes, copy_annotations
+from dask_convert.errors import AnnotationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+# The oracle, anndata 0.13, warns so about itself with pandas 3. The copy runs under "error".
+pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string' option")
+
+OBS, VAR = 30, 20
+SAMPLES = {
+    "scanpy": "datasets/10x_pbmc68k_reduced.h5ad",
+    "infercnvpy": "datasets/data/oligodendroglioma.h5ad",
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A small file to change."""
+    matrix = np.ones((OBS, VAR))
+    adata = ad.AnnData(matrix, obsm={"pca": matrix}, uns={"nested": {"deep": {"text": "ä"}}})
+    adata.raw = adata
+    return written(adata, tmp_path / "source.h5ad")
+
+
+@pytest.fixture(scope="module")
+def rich_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(everything(), tmp_path_factory.mktemp("template") / "source.h5ad")
+
+
+@pytest.fixture
+def rich_path(rich_template: Path, tmp_path: Path) -> Path:
+    """A file with every kind of element."""
+    return Path(shutil.copy(rich_template, tmp_path))
+
+
+@pytest.fixture(params=[2, 3], ids=["v2", "v3"])
+def zarr_format(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+def copied(
+    path: Path, zarr_format: int, converted: Collection[str] = (), slab_bytes: int = 2**16
+) -> zarr.Group:
+    """Copy, and let anndata write what the engine would."""
+    target = zarr.open_group(path.with_suffix(".zarr"), mode="a", zarr_format=zarr_format)
+    with h5py.File(path) as source, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        copy_annotations(source, target, converted=converted, slab_bytes=slab_bytes)
+        assert annotation_bytes(source, converted) > 0
+    oracle = quietly(ad.read_h5ad, path)
+    for name in converted:
+        matrix = oracle.raw.X if name.startswith("raw") else oracle.X
+        matrix = oracle.layers[name.split("/")[1]] if name.startswith("layers") else matrix
+        quietly(ad.io.write_elem, target, name, matrix.tocsc())
+    return zarr.open_group(path.with_suffix(".zarr"), mode="r")
+
+
+def quietly(function: Callable[..., Any], *args: Any) -> Any:
+    """Call anndata, whose own warnings about old formats are not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*args)
+
+
+def assert_same(actual: Any, expected: Any, where: str = "") -> None:
+    """Compare what anndata reads, down to the types that it gives."""
+    if isinstance(expected, ad.AnnData | ad.Raw):
+        names = ["X", "var", "varm"]
+        if isinstance(expected, ad.AnnData):
+            names += ["obs", "obsm", "obsp", "varp", "layers", "uns", "raw"]
+        for name in names:
+            assert_same(getattr(actual, name), getattr(expected, name), f"{where}/{name}")
+    elif isinstance(expected, Mapping):
+        assert set(actual) == set(expected), where
+        for key in expected:
+            assert_same(actual[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, pd.DataFrame):
+        pd.testing.assert_frame_equal(actual, expected, check_exact=True, obj=where)
+    elif isinstance(expected, pd.api.extensions.ExtensionArray):
+        pd.testing.assert_series_equal(pd.Series(actual), pd.Series(expected), obj=where)
+    elif sp.issparse(expected):
+        assert actual.format in {expected.format, "csc"}, where
+        assert_same(actual.toarray(), expected.toarray(), where)
+    elif isinstance(expected, np.ndarray) and expected.dtype.kind not in "OTU":
+        assert actual.dtype == expected.dtype.newbyteorder("="), where
+        np.testing.assert_array_equal(actual, expected, err_msg=where)
+    elif isinstance(expected, np.ndarray):
+        np.testing.assert_array_equal(actual.astype(object), expected.astype(object), where)
+    else:
+        assert isinstance(actual, str) == isinstance(expected, str), where
+        assert actual == expected or (actual != actual and expected != expected), where  # noqa: PLR0124
+
+
+def assert_faithful(path: Path, target: zarr.Group) -> ad.AnnData:
+    expected, actual = quietly(ad.read_h5ad, path), quietly(ad.read_zarr, target)
+    assert_same(actual, expected)
+    assert dict(target.attrs).items() >= {"encoding-type": "anndata"}.items()
+    names = {"obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns"}
+    assert names <= set(target) <= names | {"X", "raw"}
+    assert ("raw" in target) == (expected.raw is not None)
+    return actual  # type: ignore[no-any-return]
+
+
+def frame(n: int, rng: np.random.Generator) -> pd.DataFrame:
+    codes = rng.integers(-1, 3, n)
+    return pd.DataFrame(
+        {
+            "category": pd.Categorical.from_codes(codes, ["b", "a", "ü"]),
+            "ordered": pd.Categorical.from_codes(codes, [3, 1, 2], ordered=True),
+            "float": rng.random(n, dtype="f4"),
+            "bool": rng.random(n) < 0.5,
+            "text": np.array([f"t{i}" * (i % 4) for i in range(n)], dtype=object),
+            "integer": pd.array([None, *range(n - 1)], dtype="Int32"),
+            "boolean": pd.array([None, *[True] * (n - 1)], dtype="boolean"),
+            "zero": np.zeros(n),
+            "slash and space ": np.arange(n, dtype="u1"),
+        },
+        index=pd.Index([f"id-{i}" for i in range(n)], name="barcode"),
+    )
+
+
+def everything() -> ad.AnnData:
+    rng = np.random.default_rng(0)
+    random = {"density": 0.2, "format": "csr", "rng": rng}
+    counts = sp.random(OBS, VAR, density=0.3, format="csr", random_state=rng)
+    del random
+    records = np.zeros(4, dtype=[("gene", object), ("score", "f4"), ("fixed", "i8")])
+    records["gene"] = ["a", "", "längst", "d"]
+    adata = ad.AnnData(counts, frame(OBS, rng), frame(VAR, rng))
+    adata.raw = ad.AnnData(counts, var=frame(VAR, rng), varm={"w": rng.random((VAR, 2))})
+    adata.layers.update(counts=counts * 2, dense=counts.toarray(), csc=counts.tocsc())
+    adata.obsm.update(pca=rng.random((OBS, 7)), frame=frame(OBS, rng), sparse=counts[:, :5])
+    adata.varm["loadings"] = rng.random((VAR, 3), dtype="f4")
+    adata.obsp["near"] = sp.random(OBS, OBS, density=0.1, format="csr", random_state=rng)
+    adata.varp["dense"] = rng.random((VAR, VAR))
+    adata.uns.update(
+        {
+            "records": records,
+            "none": None,
+            "empty": {},
+            "nested": {"deep": {"int": 3, "float": np.nan, "bool": True, "text": "ä", "": 1}},
+            "list": ["x", "y"],
+            "complex": np.array([1j, np.inf]),
+            "half": np.float16([1.5, -0.0]),
+            "cube": rng.integers(0, 9, (3, 4, 5)),
+            "no items": np.array([]),
+            "no strings": np.array([], dtype=object),
+            "bytes": np.array([b"ab", b""], dtype="S2"),
+            "frame": frame(5, rng),
+            "no columns": pd.DataFrame(index=["a", "b"]),
+            "categorical": pd.Categorical(["u", None, "v"]),
+            "one": np.array(["single"], dtype=object),
+            "long": np.uint64(2**64 - 1),
+            "big-endian": np.arange(3, dtype=">i4"),
+            "adata": ad.AnnData(np.ones((2, 2))),
+        }
+    )
+    del adata.uns["nested"]["deep"][""]
+    return adata
+
+
+def written(adata: ad.AnnData, path: Path) -> Path:
+    quietly(adata.write_h5ad, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("converted", "slab_bytes"), [((), 1024), (("X", "layers/counts", "raw/X"), 2**25)]
+)
+def test_every_kind_of_element_arrives(
+    rich_path: Path, zarr_format: int, converted: tuple[str, ...], slab_bytes: int
+) -> None:
+    actual = assert_faithful(rich_path, copied(rich_path, zarr_format, converted, slab_bytes))
+    assert actual.uns["none"] is None
+    assert actual.obs["ordered"].cat.ordered
+    assert actual.obs.index.name == "barcode"
+
+
+def test_an_empty_file_becomes_an_empty_store(tmp_path: Path, zarr_format: int) -> None:
+    path = written(ad.AnnData(obs=pd.DataFrame(index=["a"])), tmp_path / "source.h5ad")
+    with h5py.File(path, "a") as file:
+        for name in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
+            del file[name]
+    assert_faithful(path, copied(path, zarr_format))
+
+
+def test_a_repeated_copy_leaves_the_matrices_alone(rich_path: Path, zarr_format: int) -> None:
+    converted = ("X", "layers/counts", "raw/X")
+    target = copied(rich_path, zarr_format, converted)
+    with h5py.File(rich_path) as source:
+        copy_annotations(source, zarr.open_group(rich_path.with_suffix(".zarr")), converted=converted)
+    assert_faithful(rich_path, zarr.open_group(rich_path.with_suffix(".zarr"), mode="r"))
+
+
+@pytest.mark.parametrize("package", SAMPLES)
+def test_real_files_of_older_versions_arrive(
+    tmp_path: Path, zarr_format: int, package: str
+) -> None:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    path = tmp_path / "source.h5ad"
+    path.write_bytes((Path(spec.origin).parent / SAMPLES[package]).read_bytes())
+    assert_faithful(path, copied(path, zarr_format, ("raw/X",) if package == "scanpy" else ("X",)))
+
+
+def test_the_target_needs_no_old_format_reader(tmp_path: Path) -> None:
+    spec = importlib.util.find_spec("scanpy")
+    assert spec is not None
+    assert spec.origin is not None
+    target = zarr.open_group(tmp_path / "target.zarr", mode="w", zarr_format=2)
+    with h5py.File(Path(spec.origin).parent / SAMPLES["scanpy"]) as source:
+        copy_annotations(source, target, converted=())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ad.OldFormatWarning)
+        warnings.simplefilter("error", FutureWarning)
+        adata = ad.read_zarr(target)
+    assert list(adata.obs["phase"].cat.categories) == ["G1", "G2M", "S"]
+    assert set(adata.obsp) == {"distances", "connectivities"}
+    assert "phase_categories" not in adata.uns
+
+
+def test_links_within_the_file_are_followed(path: Path, zarr_format: int) -> None:
+    with h5py.File(path, "a") as file:
+        file["uns/soft"] = h5py.SoftLink("/obsm/pca")
+        file["uns/hard"] = file["uns/nested"]
+    actual = assert_faithful(path, copied(path, zarr_format))
+    assert actual.uns["soft"].shape == (OBS, VAR)
+    assert actual.uns["hard"]["deep"]["text"] == "ä"
+
+
+def test_attributes_of_other_tools_are_kept(path: Path, zarr_format: int) -> None:
+    with h5py.File(path, "a") as file:
+        file.attrs["origin"] = np.array([1, 2], dtype="u1")
+        file["uns/nested"].attrs["note"] = np.bytes_(b"fixed")
+        file["obsm/pca"].attrs["explained"] = np.float32(0.5)
+    target = copied(path, zarr_format)
+    assert target.attrs["origin"] == [1, 2]
+    assert target["uns/nested"].attrs["note"] == "fixed"
+    assert target["obsm/pca"].attrs["explained"] == 0.5
+
+
+def _external(file: h5py.File) -> None:
+    file["uns/bad"] = h5py.ExternalLink("/etc/other.h5", "/x")
+
+
+def _through_external(file: h5py.File) -> None:
+    with h5py.File(Path(file.filename).with_name("other.h5"), "w") as other:
+        other["x/y"] = 1
+    file["uns/a"] = h5py.SoftLink("/z/y")
+    file["z"] = h5py.ExternalLink("other.h5", "/x")
+
+
+def _dangling(file: h5py.File) -> None:
+    file["uns/bad"] = h5py.SoftLink("/nowhere")
+
+
+def _cycle(file: h5py.File) -> None:
+    file["uns/bad"] = file["uns"]
+
+
+def _unknown_array(file: h5py.File) -> None:
+    file["obsm/pca"].attrs["encoding-type"] = "quantum-array"
+
+
+def _newer_version(file: h5py.File) -> None:
+    file["obs"].attrs["encoding-version"] = "9.0.0"
+
+
+def _extra_at_root(file: h5py.File) -> None:
+    file["extra"] = 1
+
+
+def _extra_in_raw(file: h5py.File) -> None:
+    file["raw/obs2"] = 1
+
+
+def _both_raws(file: h5py.File) -> None:
+    file["raw.X"] = np.ones((OBS, VAR))
+
+
+def _no_obs(file: h5py.File) -> None:
+    del file["obs"]
+
+
+def _backslash(file: h5py.File) -> None:
+    file["uns/a\\b"] = 1
+
+
+def _reserved(file: h5py.File) -> None:
+    file["uns/zarr.json"] = 1
+
+
+def _long_double(file: h5py.File) -> None:
+    file["uns/bad"] = np.zeros(2, dtype=np.longdouble)
+
+
+def _reference(file: h5py.File) -> None:
+    file["uns/bad"] = file["obs"].ref
+
+
+def _reference_attribute(file: h5py.File) -> None:
+    file["uns"].attrs["bad"] = file["obs"].ref
+
+
+def _lists(file: h5py.File) -> None:
+    file["uns"].create_dataset("bad", shape=2, dtype=h5py.vlen_dtype("i4"))
+
+
+def _text_as_array(file: h5py.File) -> None:
+    file["uns/bad"] = ["a", "b"]
+    file["uns/bad"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+
+def _not_utf8(file: h5py.File) -> None:
+    file["uns/bad"] = np.array([b"\xff"], dtype="S1")
+
+
+def _virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((2,), "i4")
+    layout[:] = h5py.VirtualSource("other.h5", "x", (2,))
+    file["uns"].create_virtual_dataset("bad", layout)
+
+
+BAD = [
+    (_external, "uns/bad: a link to another file"),
+    (_through_external, "link to another file|leads into another file|holds"),
+    (_dangling, "uns/bad: a link to nothing"),
+    (_cycle, "uns/bad: a link leads back"),
+    (_unknown_array, "obsm/pca: a data set with encoding-type 'quantum-array'"),
+    (_newer_version, "obs: a group with encoding-type 'dataframe', version '9.0.0'"),
+    (_extra_at_root, r"the root holds \['extra'\]"),
+    (_extra_in_raw, "raw/obs2"),
+    (_both_raws, "both 'raw' and the older"),
+    (_no_obs, "no 'obs'"),
+    (_backslash, "uns: the key"),
+    (_reserved, "uns: the key"),
+    (_long_double, "uns/bad: HDF5 type"),
+    (_reference, "uns/bad: HDF5 type"),
+    (_reference_attribute, "uns, attribute 'bad'"),
+    (_lists, "uns/bad: HDF5 type"),
+    (_text_as_array, "uns/bad: HDF5 type"),
+    (_virtual, "uns/bad: its values are in another file"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), BAD, ids=lambda item: getattr(item, "__name__", ""))
+def test_what_cannot_be_copied_is_refused_before_anything_is_written(
+    path: Path, tmp_path: Path, damage: Callable[[h5py.File], None], message: str
+) -> None:
+    target = zarr.open_group(tmp_path / "target.zarr", mode="w", zarr_format=3)
+    with h5py.File(path, "a") as file:
+        damage(file)
+        with pytest.raises(AnnotationError, match=message):
+            copy_annotations(file, target, converted=())
+    assert not list(target)
+
+
+def test_text_that_is_not_utf8_is_refused(path: Path, tmp_path: Path) -> None:
+    target = zarr.open_group(tmp_path / "target.zarr", mode="w", zarr_format=3)
+    with h5py.File(path, "a") as file:
+        _not_utf8(file)
+        with pytest.raises(AnnotationError, match="uns/bad: cannot be copied"):
+            copy_annotations(file, target, converted=())
+
+
+def test_a_key_with_a_slash_arrives_as_nested_mappings(path: Path, zarr_format: int) -> None:
+    with h5py.File(path, "a") as file:
+        file["uns/a/b"] = "c"
+    assert assert_faithful(path, copied(path, zarr_format)).uns["a"] == {"b": "c"}
+
+
+def test_unspecified_data_sets_become_what_anndata_reads(path: Path, zarr_format: int) -> None:
+    with h5py.File(path, "a") as file:
+        plain = file["uns"].create_group("plain")
+        plain["one"] = np.array([b"single"])
+        plain["several"] = np.array([b"a", b"bc"])
+        plain["text"] = "scalar"
+        plain["utf8"] = np.array(["one"], dtype=h5py.string_dtype())
+        plain["number"] = 3
+        plain["numbers"] = np.arange(3)
+        plain["records"] = np.array([(b"x", 1)], dtype=[("a", "S3"), ("b", "i4")])
+        sparse = file["obsp"].create_group("old")
+        sparse.attrs.update({"h5sparse_format": "csc", "h5sparse_shape": (OBS, OBS)})
+        matrix = sp.eye(OBS, format="csc")
+        for name in ("data", "indices", "indptr"):
+            sparse[name] = getattr(matrix, name)
+    target = copied(path, zarr_format)
+    plain = assert_faithful(path, target).uns["plain"]
+    assert plain["one"] == "single"
+    assert target["obsp/old"].attrs["encoding-type"] == "csc_matrix"
+
+
+def test_awkward_arrays_arrive(path: Path, zarr_format: int) -> None:
+    form = {"class": "ListOffsetArray", "offsets": "i64", "form_key": "node0"}
+    form["content"] = {"class": "NumpyArray", "primitive": "float64", "form_key": "node1"}
+    with h5py.File(path, "a") as file:
+        group = file["obsm"].create_group("ragged")
+        group.attrs.update({"encoding-type": "awkward-array", "encoding-version": "0.1.0"})
+        group.attrs.update({"length": np.int64(OBS), "form": json.dumps(form)})
+        ad.io.write_elem(group, "node0-offsets", np.arange(OBS + 1))
+        ad.io.write_elem(group, "node1-data", np.arange(OBS, dtype=float))
+    target = zarr.open_group(path.with_suffix(".zarr"), mode="w", zarr_format=zarr_format)
+    with h5py.File(path) as source:
+        copy_annotations(source, target, converted=())
+    ragged = target["obsm/ragged"]
+    assert ragged.attrs["length"] == OBS
+    assert json.loads(ragged.attrs["form"]) == form
+    assert (ragged["node0-offsets"][...] == np.arange(OBS + 1)).all()
+
+
+def test_nullable_strings_arrive(path: Path, zarr_format: int) -> None:
+    with h5py.File(path, "a") as file, ad.settings.override(allow_write_nullable_strings=True):
+        ad.io.write_elem(file["uns"], "nullable", pd.array(["a", None], dtype="string"))
+    actual = assert_faithful(path, copied(path, zarr_format))
+    assert actual.uns["nullable"].isna().tolist() == [False, True]
+
+
+def test_every_chunk_is_written_and_bounded(tmp_path: Path) -> None:
+    adata = ad.AnnData(obs=pd.DataFrame(index=[str(i) for i in range(300_000)]))
+    adata.obsm["zero"] = np.zeros((300_000, 5), dtype="f4")
+    adata.obs["zero"] = np.zeros(300_000)
+    path = written(adata, tmp_path / "source.h5ad")
+    target = copied(path, 3, slab_bytes=2**25)
+    assert target["obsm/zero"].chunks[1:] == (5,)
+    assert target["obs/zero"].chunks == (2**18,)
+    assert target["obs/_index"].chunks == (2**16,)
+    for name in ("obsm/zero", "obs/zero", "obs/_index"):
+        assert target[name].nchunks_initialized == target[name].nchunks
+        assert "crc32c" in str(target[name].metadata.to_dict())
+
+
+def test_memory_stays_within_the_projection(tmp_path: Path) -> None:
+    path, slab_bytes = tmp_path / "source.h5ad", 2**22
+    adata = ad.AnnData(obs=pd.DataFrame(index=[f"AAACCTGAG-{i}" for i in range(200_000)]))
+    adata.obsm["dense"] = np.random.default_rng(0).random((200_000, 20))
+    written(adata, path)
+    target = zarr.open_group(tmp_path / "target.zarr", mode="w", zarr_format=3)
+    with h5py.File(path) as source:
+        projected = annotation_bytes(source, (), slab_bytes=slab_bytes)
+        tracemalloc.start()
+        copy_annotations(source, target, converted=(), slab_bytes=slab_bytes)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < projected < adata.obsm["dense"].nbytes
+
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
+    st.lists(st.floats(width=32), max_size=3).map(np.array),
+    st.lists(st.text("aä ", max_size=3), min_size=1, max_size=3).map(
+        lambda items: np.array(items, dtype=object)
+    ),
+)
+keys = st.text("abcXYZ_-é. ", min_size=1, max_size=5).filter(lambda key: key.strip(".") != "")
+mappings = st.dictionaries(
+    keys, st.recursive(scalars, lambda inner: st.dictionaries(keys, inner, max_size=3), max_leaves=5)
+)
+
+
+@given(uns=mappings, zarr_format=st.sampled_from([2, 3]))
+@settings(max_examples=8, deadline=None)
+def test_any_nested_mapping_arrives(uns: dict[str, Any], zarr_format: int) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        adata = ad.AnnData(obs=pd.DataFrame(index=["a"]), uns=uns)
+        path = written(adata, Path(directory) / "source.h5ad")
+        assert_faithful(path, copied(path, zarr_format))
