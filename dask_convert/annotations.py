@@ -15,13 +15,13 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import h5py
 import numcodecs
 import numpy as np
-import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.dtype import VariableLengthUTF8
 
@@ -30,6 +30,7 @@ from dask_convert.errors import AnnotationError
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
+    import zarr
     from numpy.typing import NDArray
 
 _MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp", "uns")
@@ -54,9 +55,10 @@ _HDF5_ATTRS = {"DIMENSION_LIST", "REFERENCE_LIST"}  # HDF5's own references betw
 _CHUNK_BYTES = 4 * 2**20  # of an array of two or more axes
 _CHUNK_ITEMS = {"numbers": 2**18, "text": 2**16, "records": 2**16}  # of an array of one axis
 _NUMBER_COPIES = 4  # a slab as read, its chunks, encoded, and with their checksum
-_TEXT_BYTES, _TEXT_COPIES = 208, 4  # of one string: bytes, str, and UTF-8 objects and pointers
+_TEXT_BYTES, _TEXT_COPIES = 256, 5  # of one string: bytes, str, and UTF-8 objects and pointers
 _SAMPLE_ITEMS = 1024
-_FIXED_BYTES = 12 * 2**20  # the plan, HDF5's metadata cache, zarr's encoder threads
+_CACHE_BYTES = 8 * 2**20  # of HDF5 2 for one data set, unless the file was opened otherwise
+_FIXED_BYTES = 26 * 2**20  # the plan, HDF5's metadata cache, what the allocator keeps per thread
 
 _Kind = Literal["group", "null", "numbers", "text", "records"]
 
@@ -112,8 +114,9 @@ def copy_annotations(
         If an element cannot be copied faithfully; before anything is written wherever the
         source's metadata tell.
     """
-    for node in list(_plan(source, frozenset(converted))):
-        _write(target, node, slab_bytes)
+    nodes = deque(_plan(source, frozenset(converted)))
+    while nodes:  # An open data set keeps HDF5's chunk cache of up to 8 MiB: let go of it.
+        _write(target, nodes.popleft(), slab_bytes)
 
 
 def annotation_bytes(
@@ -121,16 +124,15 @@ def annotation_bytes(
 ) -> int:
     """Project the peak memory of `copy_annotations` above that of a process at rest.
 
-    It takes one slab at a time, so the largest one counts, with HDF5's buffers for a chunk.
+    One slab is in memory at a time, so the largest counts, but one of each kind, as what Python's
+    allocator holds for strings is of no use for arrays.
     """
-    largest = 0
+    largest = dict.fromkeys(_CHUNK_ITEMS, 0)
     for node in _plan(source, frozenset(converted)):
-        if node.kind not in _CHUNK_ITEMS:
-            continue
-        _, slab = _grid(node, slab_bytes)
-        chunk = math.prod(node.dataset.chunks or (0,)) * node.dataset.dtype.itemsize
-        largest = max(largest, math.prod(slab) * _item_bytes(node) + 2 * chunk)
-    return largest + _FIXED_BYTES
+        if node.kind in largest:
+            chunk = math.prod(_chunks(node, slab_bytes)) * _item_bytes(node)
+            largest[node.kind] = max(largest[node.kind], chunk + _hdf5_bytes(node))
+    return sum(largest.values()) + _FIXED_BYTES
 
 
 # ---------------------------------------------------------------- the plan: what goes where
@@ -301,20 +303,42 @@ def _nodes(
     if encoding == ("dataframe", "0.1.0"):
         yield from _old_frame(item, path)
         return
-    attrs = _attrs(item, path)
-    if "h5sparse_format" in attrs:
-        shape = attrs.pop("h5sparse_shape")
-        attrs["shape"] = shape
-        encoding = (f"{attrs.pop('h5sparse_format')}_matrix", "0.1.0")
-    elif not encoding[0]:
-        encoding = ("dict", "0.1.0")
-    yield _Node(path, "group", attrs | _encoding_attrs(*encoding))
+    attrs = _group_attrs(item, path)
+    encoding = (attrs["encoding-type"], attrs["encoding-version"])
+    yield _Node(path, "group", attrs)
     for key, child in _children(item, path):
         child_path = _child_path(path, key)
         if encoding[0] in {"csr_matrix", "csc_matrix"} and isinstance(child, h5py.Dataset):
             yield replace(_leaf(child, child_path), attrs=_attrs(child, child_path))
+        elif encoding[0] == "dataframe" and key == attrs.get("_index") and _all_there(child):
+            yield _leaf(child["values"], child_path)
         else:
             yield from _nodes(child, child_path, skipped, (*ancestors, item))
+
+
+def _group_attrs(group: h5py.Group, path: str) -> dict[str, Any]:
+    """Read the attributes of a group, giving one from before the specification its encoding."""
+    attrs, encoding = _attrs(group, path), _encoding(group, path)
+    if "h5sparse_format" in attrs:
+        attrs["shape"] = attrs.pop("h5sparse_shape")
+        encoding = (f"{attrs.pop('h5sparse_format')}_matrix", "0.1.0")
+    elif not encoding[0]:
+        encoding = ("dict", "0.1.0")
+    return attrs | _encoding_attrs(*encoding)
+
+
+def _all_there(index: Any) -> bool:
+    """Whether an index is of the nullable strings that pandas 3 makes of all, but has no null.
+
+    Readers older than anndata 0.11 do not know them, and newer ones read a plain array of strings
+    into the very same index, unless it is empty.
+    """
+    if _encoding(index, index.name) != ("nullable-string-array", "0.1.0"):
+        return False
+    if "mask" not in index or _plain(index.attrs.get("na-value", ""), index.name) != "NaN":
+        return False
+    mask = index["mask"][()]
+    return bool(mask.size) and not mask.any()
 
 
 def _leaf(
@@ -460,10 +484,10 @@ def _write(target: zarr.Group, node: _Node, slab_bytes: int) -> None:
     if node.kind == "null":
         _create(target, node, np.dtype(bool), ())[...] = False
         return
-    chunks, slab = _grid(node, slab_bytes)
-    steps = [range(0, length, step) for length, step in zip(node.shape, slab, strict=True)]
+    chunks = _chunks(node, slab_bytes)
+    steps = [range(0, length, step) for length, step in zip(node.shape, chunks, strict=True)]
     slices = [
-        tuple(slice(start, start + step) for start, step in zip(starts, slab, strict=True))
+        tuple(slice(start, start + step) for start, step in zip(starts, chunks, strict=True))
         for starts in itertools.product(*steps)
     ]
     try:
@@ -554,12 +578,11 @@ def _create(target: zarr.Group, node: _Node, dtype: Any, chunks: tuple[int, ...]
 # ---------------------------------------------------------------- sizes
 
 
-def _grid(node: _Node, slab_bytes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Choose the chunks of an array, and the slabs in which it is copied.
+def _chunks(node: _Node, slab_bytes: int) -> tuple[int, ...]:
+    """Choose the chunks of an array, which are also the slabs in which it is copied.
 
-    Slabs are whole chunks, so that each chunk is written once. Chunks of arrays of two or more
-    axes are whole chunks of the source where those are small enough, so that each is inflated
-    once, and else runs of rows.
+    In two or more axes, a chunk is a whole number of the source's chunks where those are small
+    enough, so that each is inflated once, and else a run of rows.
     """
     axes, full = len(node.shape), [max(1, length) for length in node.shape]
     slab_items = max(1, slab_bytes // _item_bytes(node))
@@ -574,10 +597,15 @@ def _grid(node: _Node, slab_bytes: int) -> tuple[tuple[int, ...], tuple[int, ...
     for axis in reversed(range(axes)):
         times = max(1, chunk_items // math.prod(chunks))
         chunks[axis] = min(full[axis], chunks[axis] * times)
-    slab = list(chunks)
-    if axes and chunks[1:] == full[1:]:
-        slab[0] = min(full[0], chunks[0] * max(1, slab_items // math.prod(chunks)))
-    return tuple(chunks), tuple(slab)
+    return tuple(chunks)
+
+
+def _hdf5_bytes(node: _Node) -> int:
+    """Project what HDF5 holds of an open data set: its chunk cache, and a chunk being inflated."""
+    if not node.dataset.chunks:
+        return 0
+    chunk = math.prod(node.dataset.chunks) * node.dataset.dtype.itemsize
+    return 2 * int(chunk) + min(_CACHE_BYTES, math.prod(node.shape) * node.dtype.itemsize)
 
 
 def _item_bytes(node: _Node) -> int:

@@ -19,7 +19,6 @@ from dask_convert.fragments import (
     TABLE_DTYPE,
     Counts,
     Head,
-    Records,
     decode_fixed,
     decode_fragment,
     decode_head,
@@ -29,6 +28,8 @@ from dask_convert.fragments import (
 )
 from dask_convert.layout import FRAGMENT_FIXED_BYTES, ColumnRange, FragmentLayout
 from dask_convert.memory import READ_PIECE_BYTES
+from dask_convert.pages import PagedRecords
+from dask_convert.records import Records
 from dask_convert.scratch import published, write_all
 
 
@@ -50,11 +51,15 @@ class Fragment(msgspec.Struct, frozen=True):
     columns: ColumnRange
     counts: Counts
     payload: np.dtype[Any]
-    records: Records
+    records: PagedRecords | Records
 
 
 def write_fragment_file(
-    path: Path, layout: FragmentLayout, records: Records, counts: Counts, payload: np.dtype[Any]
+    path: Path,
+    layout: FragmentLayout,
+    records: PagedRecords | Records,
+    counts: Counts,
+    payload: np.dtype[Any],
 ) -> int:
     """Write a row block's fragments: room for the head, the fragments, then the head.
 
@@ -72,7 +77,9 @@ def write_fragment_file(
             table[number] = (end, fragment_checksum(counts[columns.start : columns.stop], encoded))
             write_all(file, encoded)
         file.seek(0)
-        write_all(file, encode_head(layout, Head(len(records), payload, counts, table)))
+        nnz = int(counts.sum(dtype=np.int64))
+        n_pages = records.page_counts.shape[1] if isinstance(records, PagedRecords) else 0
+        write_all(file, encode_head(layout, Head(nnz, n_pages, payload, counts, table)))
     return layout.head_bytes + end
 
 
@@ -123,7 +130,7 @@ class FragmentFile:
             One of them is damaged or cut short.
         """
         layout = self._layout
-        _, payload = decode_fixed(self._read(0, FRAGMENT_FIXED_BYTES), self._name)
+        _, n_pages, payload = decode_fixed(self._read(0, FRAGMENT_FIXED_BYTES), self._name)
         columns = slice(
             layout.column_range(numbers[0]).start, layout.column_range(numbers[-1]).stop
         )
@@ -146,8 +153,9 @@ class FragmentFile:
                 covered = layout.column_range(numbers[i])
                 own = counts[covered.start - columns.start : covered.stop - columns.start]
                 name = f"{self._name}, fragment {numbers[i]}"
-                records = decode_fragment(piece[begin:end], own, int(checksums[i]), payload, name)
-                if len(records):
+                checksum = int(checksums[i])
+                records = decode_fragment(piece[begin:end], own, checksum, (n_pages, payload), name)
+                if begin != end:
                     yield Fragment(covered, own, payload, records)
             first = last
 

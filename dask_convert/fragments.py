@@ -5,10 +5,13 @@ finds what it needs with one positioned read each: the column counts of its colu
 their table, and their fragments, which lie next to each other.
 
     0    magic, format version, crc32c of the rest of the head            16 bytes
-    16   nnz, payload type                                                32 bytes
+    16   nnz, pages, payload type                                         32 bytes
     48   counts   n_vars   × uint32    entries of each column in this block
     ..   table    n_ranges × (end of the fragment, its crc32c)            12 bytes each
-    H    fragments, one per column range, blosc-lz4 over byte-shuffled records
+    H    fragments, one per column range
+
+    of words   blosc-lz4 over byte-shuffled words
+    paged      number of escapes, their places and values, page counts, records; not compressed
 
 A fragment's checksum covers its counts as well, so it can be trusted without reading the head
 as a whole. Numbers are little-endian.
@@ -28,15 +31,18 @@ from numpy.typing import NDArray
 
 from dask_convert.errors import FragmentError
 from dask_convert.layout import FRAGMENT_FIXED_BYTES, FragmentLayout
-from dask_convert.records import record_words, word_dtype
+from dask_convert.pages import PagedRecords
+from dask_convert.records import Records, record_words, word_dtype
 
 MAGIC = b"dcfrag\x00\x01"
-_FIXED = struct.Struct("<8sI4xQ24s")
+_FIXED = struct.Struct("<8sI4xQI20s")
+_ALIGNMENT = 8
 _UNCHECKED_BYTES = 16  # magic and checksum themselves
 TABLE_DTYPE = np.dtype([("end", "<u8"), ("crc32c", "<u4")])
 
-Records = NDArray[np.unsignedinteger[Any]]
 Counts = NDArray[np.uint32]
+RecordKind = tuple[int, np.dtype[Any]]
+"""Pages of a block's records (0 for words), and the type of their values."""
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -46,6 +52,8 @@ class Head(msgspec.Struct, frozen=True):
     ----------
     nnz
         Entries of the row block.
+    n_pages
+        Pages of its records; 0 where they are words.
     payload
         Type of the values in its records.
     counts
@@ -55,6 +63,7 @@ class Head(msgspec.Struct, frozen=True):
     """
 
     nnz: int
+    n_pages: int
     payload: np.dtype[np.generic]
     counts: Counts
     table: NDArray[np.void]
@@ -63,7 +72,7 @@ class Head(msgspec.Struct, frozen=True):
 def encode_head(layout: FragmentLayout, head: Head) -> bytes:
     """The head as bytes of length ``layout.head_bytes``."""
     body = (
-        struct.pack("<Q24s", head.nnz, head.payload.str.encode())
+        struct.pack("<QI20s", head.nnz, head.n_pages, head.payload.str.encode())
         + head.counts.astype("<u4", copy=False).tobytes()
         + head.table.tobytes()
     )
@@ -85,37 +94,39 @@ def decode_head(layout: FragmentLayout, encoded: bytes, name: str) -> Head:
     if len(encoded) != layout.head_bytes:
         msg = f"{name}: head has {len(encoded)} bytes where {layout.head_bytes} belong"
         raise FragmentError(msg)
-    nnz, payload = decode_fixed(encoded[:FRAGMENT_FIXED_BYTES], name)
+    nnz, n_pages, payload = decode_fixed(encoded[:FRAGMENT_FIXED_BYTES], name)
     if google_crc32c.value(encoded[_UNCHECKED_BYTES:]) != struct.unpack_from("<I", encoded, 8)[0]:
         msg = f"{name}: the head's checksum does not match: the file was damaged"
         raise FragmentError(msg)
     counts = np.frombuffer(encoded, "<u4", layout.n_vars, layout.counts_offset)
     table = np.frombuffer(encoded, TABLE_DTYPE, layout.n_ranges, layout.table_offset)
-    return Head(nnz, payload, counts, table)
+    return Head(nnz, n_pages, payload, counts, table)
 
 
-def decode_fixed(encoded: bytes, name: str) -> tuple[int, np.dtype[Any]]:
-    """Entries of the block and type of its values, from the first `FRAGMENT_FIXED_BYTES` of the head.
+def decode_fixed(encoded: bytes, name: str) -> tuple[int, int, np.dtype[Any]]:
+    """Entries of the block, its pages and the type of its values, from the first `FRAGMENT_FIXED_BYTES` of the head.
 
     Raises
     ------
     FragmentError
         They are no head of this version.
     """
-    magic, _, nnz, payload = _FIXED.unpack(encoded)
+    magic, _, nnz, n_pages, payload = _FIXED.unpack(encoded)
     if magic != MAGIC:
         msg = f"{name}: not a fragment file of this version: it begins with {magic!r}"
         raise FragmentError(msg)
-    return nnz, np.dtype(payload.rstrip(b"\x00").decode())
+    return nnz, n_pages, np.dtype(payload.rstrip(b"\x00").decode())
 
 
-def encode_fragments(records: Records, counts: Counts, column_width: int) -> Iterator[bytes]:
-    """Compress the records of each column range in turn.
+def encode_fragments(
+    records: PagedRecords | Records, counts: Counts, column_width: int
+) -> Iterator[bytes]:
+    """The fragment of each column range in turn.
 
     Parameters
     ----------
     records
-        All records of the block, column after column; shape (nnz,) or (nnz, words).
+        All records of the block, column after column.
     counts
         Entries of each column.
     column_width
@@ -123,8 +134,12 @@ def encode_fragments(records: Records, counts: Counts, column_width: int) -> Ite
     """
     start = 0
     for column in range(0, counts.size, column_width):
-        stop = start + int(counts[column : column + column_width].sum(dtype=np.int64))
-        yield _compress(records[start:stop])
+        columns = slice(column, column + column_width)
+        stop = start + int(counts[columns].sum(dtype=np.int64))
+        if isinstance(records, PagedRecords):
+            yield _encode_paged(records, columns, start, stop)
+        else:
+            yield _compress(records[start:stop])
         start = stop
 
 
@@ -134,8 +149,8 @@ def fragment_checksum(counts: Counts, encoded: bytes | memoryview) -> int:
 
 
 def decode_fragment(
-    encoded: bytes | memoryview, counts: Counts, checksum: int, payload: np.dtype[np.generic], name: str
-) -> Records:
+    encoded: bytes | memoryview, counts: Counts, checksum: int, kind: RecordKind, name: str
+) -> PagedRecords | Records:
     """The records of one fragment, checked against its checksum and its counts.
 
     Raises
@@ -146,12 +161,55 @@ def decode_fragment(
     if fragment_checksum(counts, encoded) != checksum:
         msg = f"{name}: the checksum does not match: the file was damaged or cut short"
         raise FragmentError(msg)
-    words = np.frombuffer(blosc.decompress(encoded) if encoded else b"", word_dtype(payload))
-    records = words if record_words(payload) == 1 else words.reshape(-1, record_words(payload))
-    if len(records) != int(counts.sum(dtype=np.int64)):
-        msg = f"{name}: {len(records)} records where the counts say {counts.sum()}"
+    expected = int(counts.sum(dtype=np.int64))
+    n_pages, payload = kind
+    if n_pages:
+        paged = _decode_paged(encoded, counts.size, n_pages, expected)
+        n_records = int(paged.page_counts.sum(dtype=np.int64))
+        records: PagedRecords | Records = paged
+    else:
+        words = np.frombuffer(blosc.decompress(encoded) if len(encoded) else b"", word_dtype(payload))
+        n_words = record_words(payload)
+        records = words if n_words == 1 else words.reshape(-1, n_words)
+        n_records = len(records)
+    if n_records != expected:
+        msg = f"{name}: {n_records} records where the counts say {expected}"
         raise FragmentError(msg)
     return records
+
+
+def _encode_paged(paged: PagedRecords, columns: slice, start: int, stop: int) -> bytes:
+    if start == stop:
+        return b""
+    first, last = np.searchsorted(paged.escape_places, [start, stop])
+    parts = (
+        struct.pack("<Q", last - first),
+        (paged.escape_places[first:last] - np.uint32(start)).tobytes(),
+        paged.escape_values[first:last].tobytes(),
+        paged.page_counts[columns].tobytes(),
+        paged.records[start:stop].tobytes(),
+    )
+    return b"".join(parts) + bytes(-sum(map(len, parts)) % _ALIGNMENT)
+
+
+def _decode_paged(
+    encoded: bytes | memoryview, n_columns: int, n_pages: int, n_records: int
+) -> PagedRecords:
+    n_escapes = struct.unpack_from("<Q", encoded)[0] if len(encoded) else 0
+    offset = 8
+
+    def take(dtype: str, count: int) -> NDArray[Any]:
+        nonlocal offset
+        taken = np.frombuffer(encoded, dtype, count, offset) if count else np.empty(0, dtype)
+        offset += taken.nbytes
+        return taken
+
+    return PagedRecords(
+        escape_places=take("<u4", n_escapes),
+        escape_values=take("<u2", n_escapes),
+        page_counts=take("<u2", n_columns * n_pages).reshape(n_columns, n_pages),
+        records=take("<u2", n_records),
+    )
 
 
 def _compress(records: Records) -> bytes:
@@ -162,5 +220,3 @@ def _compress(records: Records) -> bytes:
         records.reshape(-1).view(np.uint8), b"lz4", 1, blosc.SHUFFLE, typesize=width
     )
     return encoded
-
-

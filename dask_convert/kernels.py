@@ -144,6 +144,119 @@ def scatter_wide(
 
 
 @_kernel
+def scatter_paged(
+    indices: NDArray[np.int32],
+    payload: _U,
+    row_ends: NDArray[np.int64],
+    first_row: int,
+    start: int,
+    cursors: NDArray[np.uint32],
+    records: NDArray[np.uint16],
+    escape_places: NDArray[np.uint32],
+    escape_values: NDArray[np.uint16],
+    n_escapes: int,
+) -> int:
+    """As `scatter_words`, for the records of `dask_convert.pages`; O(n), stable.
+
+    Parameters
+    ----------
+    escape_places, escape_values
+        Filled from `n_escapes` on, in the order of entries; must have room.
+
+    Returns
+    -------
+        Number of escapes after these entries.
+    """
+    escape = np.uint32(255)
+    k = np.uint64(0)
+    n = np.uint64(indices.size)
+    row = np.uint64(first_row)
+    while k < n:
+        end = min(n, np.uint64(row_ends[row] - start))
+        row_in_page = np.uint32(row & np.uint64(255))
+        while k < end:
+            column = np.uint32(indices[k])
+            place = cursors[column]
+            cursors[column] = place + np.uint32(1)
+            value = np.uint32(payload[k])
+            if value >= escape:
+                escape_places[n_escapes] = place
+                escape_values[n_escapes] = value
+                n_escapes += 1
+                value = escape
+            records[place] = (value << np.uint32(8)) | row_in_page
+            k += np.uint64(1)
+        row += np.uint64(1)
+    return n_escapes
+
+
+@_kernel
+def unpage(
+    records: NDArray[np.uint16],
+    starts: NDArray[np.uint32],
+    page_counts: NDArray[np.uint16],
+    words: NDArray[np.uint32],
+) -> None:
+    """Turn paged records into one-word records, escapes not yet resolved; O(n).
+
+    Parameters
+    ----------
+    records
+        Of some columns.
+    starts
+        Where each column begins in `records`.
+    page_counts
+        Records of each column in each page; those beyond are left alone.
+    words
+        Written at the same places.
+    """
+    for column in range(page_counts.shape[0]):
+        k = np.uint64(starts[column])
+        for page in range(page_counts.shape[1]):
+            first_row = np.uint32(page * 256)
+            for _ in range(page_counts[column, page]):
+                record = np.uint32(records[k])
+                row = first_row + (record & np.uint32(255))
+                words[k] = ((record >> np.uint32(8)) << np.uint32(16)) | row
+                k += np.uint64(1)
+
+
+@_kernel
+def place_paged(
+    records: NDArray[np.uint16],
+    page_counts: NDArray[np.uint16],
+    cursors: NDArray[np.int64],
+    length: int,
+    first_row: int,
+    rows: NDArray[np.signedinteger[Any]],
+    payload: _U,
+) -> None:
+    """As `place_words`, for paged records, escapes not yet resolved; O(n).
+
+    `page_counts` has the records of each column in each page. Lengthy runs are what the
+    slices are for: the compiler makes vector code of a loop over them.
+    """
+    k = 0
+    for column in range(page_counts.shape[0]):
+        place = cursors[column]
+        base = first_row
+        for page in range(page_counts.shape[1]):
+            count = np.int64(page_counts[column, page])
+            low = min(max(0, -place), count)
+            high = max(min(count, length - place), low)
+            run = records[k + low : k + high]
+            run_rows = rows[place + low : place + high]
+            run_payload = payload[place + low : place + high]
+            for i in range(run.size):
+                run_rows[i] = base + np.int64(run[i] & np.uint16(255))
+                run_payload[i] = run[i] >> np.uint16(8)
+            k += count
+            place += count
+            base += 256
+        cursors[column] = place
+
+
+@_kernel
 def place_words(
     records: _U,
     counts: NDArray[np.uint32],
@@ -179,12 +292,15 @@ def place_words(
     for column in range(counts.size):
         place = cursors[column]
         count = np.int64(counts[column])
-        low = max(0, -place)
-        high = min(count, length - place)
-        for i in range(low, high):
-            word = np.uint64(records[k + i])
-            rows[place + i] = np.int64(word & mask) + first_row
-            payload[place + i] = word >> shift
+        low = min(max(0, -place), count)
+        high = max(min(count, length - place), low)
+        run = records[k + low : k + high]
+        run_rows = rows[place + low : place + high]
+        run_payload = payload[place + low : place + high]
+        for i in range(run.size):
+            word = np.uint64(run[i])
+            run_rows[i] = np.int64(word & mask) + first_row
+            run_payload[i] = word >> shift
         cursors[column] = place + count
         k += count
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from dask_convert.layout import MatrixSource, TargetLayout
+from dask_convert.pages import PAGE_ROWS
 from dask_convert.records import native_dtype, payload_dtypes, record_bytes
 
 MIB = 2**20
@@ -41,10 +42,11 @@ def split_bytes(source: MatrixSource, block_nnz: int, block_rows: int, column_wi
     copies; the per-column tables; one fragment while it is encoded.
     """
     record = widest_record_bytes(source)
-    per_entry = 4 + record
-    tables = 24 * source.n_vars + 24 * (block_rows + 1)
+    per_entry = 4 + 2 + record  # indices; paged records, which may turn into words
+    pages = -(-block_rows // PAGE_ROWS)
+    tables = (24 + 8 * pages) * source.n_vars + 24 * (block_rows + 1)
     chunks = 4 * _piece_bytes(source, "data") + 4 * _piece_bytes(source, "indices")
-    fragment = min(block_nnz, column_width * block_rows) * record
+    fragment = 2 * min(block_nnz, column_width * block_rows) * record
     return block_nnz * per_entry + tables + chunks + fragment
 
 

@@ -1,9 +1,4 @@
-"""From entries in row order to records in column order, and from records to a region.
-
-The two halves of the column shuffle without their I/O:
-
-    BlockRecords     entries of a row block, piece by piece  →  its records, column by column
-    RegionEntries    records of all blocks, block by block   →  rows and values of a region
+"""From entries in row order to records in column order: the first half of the column shuffle.
 
 Ordering is a counting sort: the block's columns are counted first, which gives every column's
 place, and then each entry goes to its place in one pass. Rows are read in ascending order, so
@@ -19,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_convert import kernels
+from dask_convert.pages import ESCAPE, MAX_ESCAPES, PAGE_ROWS, PagedRecords
 from dask_convert.records import (
+    Records,
     pack_records,
     payload_bits,
     payload_dtypes,
@@ -46,12 +43,15 @@ class BlockRecords:
         Where each row ends within the block; shape (rows,), int64.
     data_dtype
         The source's type of values, native byte order.
+    paged
+        Begin with paged records, if the type allows it.
 
     Notes
     -----
-    Values are kept in the narrowest payload that has held all of them so far. When one does
-    not fit, what is there already is widened in place: the buffer is as large as the widest
-    records need, and the memory beyond what narrower ones use is never touched.
+    Values are kept in the narrowest records that have held all of them so far. When one does
+    not fit, what is there already is widened: from pages to words, and then in place, since
+    the buffer of words is as large as the widest need. Memory beyond what the narrower ones
+    use is never touched.
     """
 
     def __init__(
@@ -60,42 +60,66 @@ class BlockRecords:
         counts: NDArray[np.uint32],
         row_ends: NDArray[np.int64],
         data_dtype: np.dtype[Any],
+        *,
+        paged: bool,
     ) -> None:
         self._indices = indices
         self._row_ends = row_ends
         self._payloads = list(payload_dtypes(data_dtype))
         self._buffer = np.empty(indices.size * record_bytes(self._payloads[-1]), np.uint8)
         ends = np.cumsum(counts, dtype=np.int64)
-        self._cursors = (ends - counts).astype(np.uint32)
+        self._starts = (ends - counts).astype(np.uint32)
+        self._cursors = self._starts.copy()
+        self._pages = None
+        if paged and self.payload.itemsize <= 2:
+            self._pages = _Pages(indices.size, row_ends, self._starts)
 
     @property
     def payload(self) -> np.dtype[Any]:
         """Type of the values in the records."""
         return self._payloads[0]
 
-    @property
-    def records(self) -> NDArray[np.unsignedinteger[Any]]:
-        """All records; shape (nnz,), or (nnz, words) for values of 8 bytes and more."""
+    def records(self) -> PagedRecords | Records:
+        """All records, once all entries were added.
+
+        Words have shape (nnz,), or (nnz, words) for values of 8 bytes and more.
+        """
+        if self._pages is not None:
+            finished = self._pages.finished(self._cursors)
+            if finished is not None:
+                return finished
+            self._leave_pages()
         return self._view(self.payload)
 
     def add(self, position: int, values: NDArray[Any]) -> None:
         """Take the values of the entries from `position` on, counted from the block's start."""
         bits = self._narrow(values)
         indices = self._indices[position : position + values.size]
+        if self._pages is not None:
+            if self._pages.scatter(position, indices, bits, self._cursors):
+                return
+            self._leave_pages()
         row = int(np.searchsorted(self._row_ends, position, side="right"))
         where = (indices, bits, self._row_ends, row, position, self._cursors)
+        words = self._view(self.payload)
         if record_words(self.payload) == 1:
-            shift = np.uint64(self.records.itemsize * 4)
-            kernels.scatter_words(*where, shift, self.records)
+            kernels.scatter_words(*where, np.uint64(words.itemsize * 4), words)
         else:
-            kernels.scatter_wide(*where, self.records)
+            kernels.scatter_wide(*where, words)
 
     def _narrow(self, values: NDArray[Any]) -> NDArray[Any]:
         """The values as payload bits, after widening the payload until they fit."""
         while (bits := narrowed(values, self.payload)) is None:
+            if self._pages is not None:
+                self._leave_pages()
             self._widen(self._payloads[0], self._payloads[1])
             del self._payloads[0]
         return bits
+
+    def _leave_pages(self) -> None:
+        assert self._pages is not None
+        self._pages.to_words(self._cursors, self._view(self.payload))
+        self._pages = None
 
     def _widen(self, old: np.dtype[Any], new: np.dtype[Any]) -> None:
         # From the end: a wide record never lies on a narrow one that is still to be read.
@@ -106,11 +130,93 @@ class BlockRecords:
                 values = unpack_payload(part, old).astype(new)
             target[start : start + len(part)] = pack_records(unpack_rows(part, old), values)
 
-    def _view(self, payload: np.dtype[Any]) -> NDArray[Any]:
+    def _view(self, payload: np.dtype[Any]) -> Records:
         n_bytes = self._indices.size * record_bytes(payload)
         words = self._buffer[:n_bytes].view(word_dtype(payload))
         count = record_words(payload)
         return words if count == 1 else words.reshape(-1, count)
+
+
+class _Pages:
+    """The paged records of a row block while they are being collected."""
+
+    def __init__(
+        self, nnz: int, row_ends: NDArray[np.int64], starts: NDArray[np.uint32]
+    ) -> None:
+        self._row_ends = row_ends
+        self._starts = starts
+        self._records = np.empty(nnz, np.uint16)
+        last_rows = np.arange(PAGE_ROWS - 1, row_ends.size + PAGE_ROWS - 1, PAGE_ROWS)
+        self._page_ends = row_ends[np.minimum(last_rows, row_ends.size - 1)]
+        self._column_ends = np.empty((self._page_ends.size, starts.size), np.uint32)
+        self._page = 0
+        capacity = int(nnz * MAX_ESCAPES)
+        self._escape_places = np.empty(capacity, np.uint32)
+        self._escape_values = np.empty(capacity, np.uint16)
+        self._n_escapes = 0
+
+    def scatter(
+        self,
+        position: int,
+        indices: NDArray[np.int32],
+        bits: NDArray[Any],
+        cursors: NDArray[np.uint32],
+    ) -> bool:
+        """Take entries from `position` on; False, with nothing done, if too many escape."""
+        if self._n_escapes + int((bits >= ESCAPE).sum()) > self._escape_places.size:
+            return False
+        stop = position + indices.size
+        start = position
+        while start < stop:
+            while self._page_ends[self._page] <= start:
+                self._end_page(cursors)
+            end = min(stop, int(self._page_ends[self._page]))
+            row = int(np.searchsorted(self._row_ends, start, side="right"))
+            self._n_escapes = kernels.scatter_paged(
+                indices[start - position : end - position],
+                bits[start - position : end - position],
+                self._row_ends,
+                row,
+                start,
+                cursors,
+                self._records,
+                self._escape_places,
+                self._escape_values,
+                self._n_escapes,
+            )
+            start = end
+        return True
+
+    def finished(self, cursors: NDArray[np.uint32]) -> PagedRecords | None:
+        """The records; None if a column has more in a page than can be counted."""
+        counts = self._counts(cursors)
+        if counts.max(initial=0) > np.iinfo(np.uint16).max:
+            return None
+        order = np.argsort(self._escape_places[: self._n_escapes])
+        return PagedRecords(
+            records=self._records,
+            page_counts=counts.astype(np.uint16),
+            escape_places=self._escape_places[order],
+            escape_values=self._escape_values[order],
+        )
+
+    def to_words(self, cursors: NDArray[np.uint32], words: Records) -> None:
+        """Write what was collected so far as words."""
+        kernels.unpage(self._records, self._starts, self._counts(cursors), words)
+        places = self._escape_places[: self._n_escapes]
+        rows = unpack_rows(words[places], np.dtype(np.uint16))
+        words[places] = pack_records(rows, self._escape_values[: self._n_escapes])
+
+    def _end_page(self, cursors: NDArray[np.uint32]) -> None:
+        self._column_ends[self._page] = cursors
+        self._page += 1
+
+    def _counts(self, cursors: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Records of each column in each page; shape (columns, pages)."""
+        self._column_ends[self._page :] = cursors
+        return np.ascontiguousarray(
+            np.diff(self._column_ends, axis=0, prepend=self._starts[np.newaxis]).T
+        )
 
 
 def narrowed(values: NDArray[Any], payload: np.dtype[Any]) -> NDArray[Any] | None:
@@ -127,68 +233,3 @@ def narrowed(values: NDArray[Any], payload: np.dtype[Any]) -> NDArray[Any] | Non
     return payload_bits(narrow) if same else None
 
 
-class RegionEntries:
-    """Collects the rows and values of a region, row block after row block.
-
-    Parameters
-    ----------
-    length
-        Entries of the region.
-    row_dtype
-        Type of the rows.
-    payload
-        Type to keep values in: that of the blocks if they agree, else the source's.
-    cursors
-        For each column, in the order of its records, where it begins relative to the region's
-        start; int64. Negative, or beyond the end, where it is (partly) a neighbour's.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        row_dtype: np.dtype[Any],
-        payload: np.dtype[Any],
-        cursors: NDArray[np.int64],
-    ) -> None:
-        self.cursors = cursors
-        self._length = length
-        self._payload = payload
-        self._rows = np.empty(length, row_dtype)
-        self._values = np.empty(length, payload)
-
-    def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows of the entries ``[start, stop)`` of the region."""
-        return self._rows[start:stop]
-
-    def values(self, start: int, stop: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Values of the entries ``[start, stop)`` of the region, in the target's type."""
-        return self._values[start:stop].astype(dtype, copy=False)
-
-    def place(
-        self,
-        records: NDArray[Any],
-        payload: np.dtype[Any],
-        counts: NDArray[np.uint32],
-        columns: slice,
-        first_row: int,
-    ) -> None:
-        """Put the records of one fragment at their places.
-
-        Parameters
-        ----------
-        records, payload, counts
-            The fragment: its records, the type of their values, and how many are of each column.
-        columns
-            Which of the region's cursors these columns are.
-        first_row
-            First row of the fragment's row block.
-        """
-        if payload != self._payload:
-            values = unpack_payload(records, payload).astype(self._payload)
-            records = pack_records(unpack_rows(records, payload), values)
-        where = (records, counts, self.cursors[columns], self._length, first_row)
-        bits = payload_bits(self._values)
-        if record_words(self._payload) == 1:
-            kernels.place_words(*where, np.uint64(records.itemsize * 4), self._rows, bits)
-        else:
-            kernels.place_wide(*where, self._rows, bits)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from dask_convert import memory
 from dask_convert.errors import MemoryBudgetError, PlanError
 from dask_convert.layout import Codec, FragmentLayout, MatrixSource, Region, RowBlock, TargetLayout
+from dask_convert.pages import MIN_PAGE_RECORDS, PAGE_ROWS
 from dask_convert.records import MAX_BLOCK_ROWS
 
 PLAN_VERSION = 1
@@ -31,7 +32,7 @@ PLAN_VERSION = 1
 SLICE_RECORDS = 2**16
 MIN_TASK_NNZ = 2**23
 MAX_TASK_NNZ = 2**26
-FRAGMENT_RECORDS = 2**14
+FRAGMENT_RECORDS = 2**15
 MAX_SHARDS = 128
 MIN_SHARD_NNZ = 2**20
 MAX_SHARD_NNZ = 2**24
@@ -98,6 +99,8 @@ class MatrixPlan(msgspec.Struct, frozen=True):
         What is read and how it will be stored.
     column_width
         Columns per column range; the last may have fewer.
+    paged
+        Whether records may be paged; see `dask_convert.pages`.
     blocks
         One split task each; they tile the rows.
     regions
@@ -111,6 +114,7 @@ class MatrixPlan(msgspec.Struct, frozen=True):
     source: MatrixSource
     target: TargetLayout
     column_width: int
+    paged: bool
     blocks: tuple[RowBlock, ...]
     regions: tuple[Region, ...]
     split_bytes: int
@@ -317,6 +321,7 @@ def _matrix_plan(
         source=source,
         target=target,
         column_width=width,
+        paged=PAGE_ROWS * source.nnz >= MIN_PAGE_RECORDS * source.n_obs * source.n_vars,
         blocks=blocks,
         regions=regions,
         split_bytes=memory.split_bytes(source, largest, most_rows, width),

@@ -20,6 +20,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+Records = NDArray[np.unsignedinteger]
+"""Records: shape (n,), or (n, words) where one takes several words."""
+
 MAX_BLOCK_ROWS = 65_536
 """Rows that fit into the narrowest record."""
 

@@ -27,7 +27,8 @@ from dask_convert.fragment_files import FragmentFile, write_fragment_file
 from dask_convert.h5ad import MemberReader, Piece
 from dask_convert.layout import ArraySource, Region, RowBlock
 from dask_convert.meters import Meters
-from dask_convert.ordering import BlockRecords, RegionEntries
+from dask_convert.ordering import BlockRecords
+from dask_convert.placing import RegionEntries
 from dask_convert.plan import ConversionPlan, MatrixPlan
 from dask_convert.records import native_dtype
 from dask_convert.scratch import MatrixScratch, save_array
@@ -132,7 +133,7 @@ def split(job: Job, number: int) -> SplitReport:
             _check_columns(plan, block, row_ends, position, piece, checked)
             kernels.count_columns(checked, counts)
     data_dtype = native_dtype(plan.source.data.dtype)
-    records = BlockRecords(indices, counts, row_ends, data_dtype)
+    records = BlockRecords(indices, counts, row_ends, data_dtype, paged=plan.paged)
     policy = _DtypePolicy(job, data_dtype)
     for position, piece in _pieces(job, "data", block, meters):
         with meters.step("order"):
@@ -145,7 +146,7 @@ def split(job: Job, number: int) -> SplitReport:
     with meters.step("write fragments"):
         path = job.files.block(number)
         written = write_fragment_file(
-            path, plan.fragment_layout, records.records, counts, records.payload
+            path, plan.fragment_layout, records.records(), counts, records.payload
         )
     meters.count("fragments", written)
     return SplitReport(records.payload.str, policy.exact_dtypes, meters)

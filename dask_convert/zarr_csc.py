@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,10 @@ def made_by_us(target: Path) -> bool:
 def finalise(root: zarr.Group, version: str) -> None:
     """Mark the store as ours and consolidate its metadata; the last thing written."""
     root.attrs[CREATED_BY] = f"dask_convert {version}"
-    zarr.consolidate_metadata(root.store)
+    with warnings.catch_warnings():
+        # anndata consolidates zarr v3 stores as well, though the specification is still to come.
+        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(root.store)
 
 
 def _compressors(layout: TargetLayout, itemsize: int) -> Any:

@@ -10,7 +10,7 @@ import tracemalloc
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anndata as ad
 import h5py
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # The oracle, anndata 0.13, warns so about itself with pandas 3. The copy runs under "error".
 pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string' option")
 
+Format = Literal[2, 3]
 OBS, VAR = 30, 20
 SAMPLES = {
     "scanpy": "datasets/10x_pbmc68k_reduced.h5ad",
@@ -40,7 +41,7 @@ SAMPLES = {
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A small file to change."""
+    """Make a small file to change."""
     matrix = np.ones((OBS, VAR))
     adata = ad.AnnData(matrix, obsm={"pca": matrix}, uns={"nested": {"deep": {"text": "ä"}}})
     adata.raw = adata
@@ -54,17 +55,17 @@ def rich_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def rich_path(rich_template: Path, tmp_path: Path) -> Path:
-    """A file with every kind of element."""
+    """Make a file with every kind of element."""
     return Path(shutil.copy(rich_template, tmp_path))
 
 
 @pytest.fixture(params=[2, 3], ids=["v2", "v3"])
-def zarr_format(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
+def zarr_format(request: pytest.FixtureRequest) -> Format:
+    return 2 if request.param == 2 else 3
 
 
 def copied(
-    path: Path, zarr_format: int, converted: Collection[str] = (), slab_bytes: int = 2**16
+    path: Path, zarr_format: Format, converted: Collection[str] = (), slab_bytes: int = 2**25
 ) -> zarr.Group:
     """Copy, and let anndata write what the engine would."""
     target = zarr.open_group(path.with_suffix(".zarr"), mode="a", zarr_format=zarr_format)
@@ -76,8 +77,15 @@ def copied(
     for name in converted:
         matrix = oracle.raw.X if name.startswith("raw") else oracle.X
         matrix = oracle.layers[name.split("/")[1]] if name.startswith("layers") else matrix
-        quietly(ad.io.write_elem, target, name, matrix.tocsc())
+        parent, _, key = name.rpartition("/")
+        quietly(ad.io.write_elem, target[parent] if parent else target, key, matrix.tocsc())
     return zarr.open_group(path.with_suffix(".zarr"), mode="r")
+
+
+def array_of(target: zarr.Group, name: str) -> zarr.Array[Any]:
+    array = target[name]
+    assert isinstance(array, zarr.Array)
+    return array
 
 
 def quietly(function: Callable[..., Any], *args: Any) -> Any:
@@ -87,7 +95,7 @@ def quietly(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
 
-def assert_same(actual: Any, expected: Any, where: str = "") -> None:
+def assert_same(actual: Any, expected: Any, where: str = "") -> None:  # noqa: C901
     """Compare what anndata reads, down to the types that it gives."""
     if isinstance(expected, ad.AnnData | ad.Raw):
         names = ["X", "var", "varm"]
@@ -123,7 +131,7 @@ def assert_faithful(path: Path, target: zarr.Group) -> ad.AnnData:
     names = {"obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns"}
     assert names <= set(target) <= names | {"X", "raw"}
     assert ("raw" in target) == (expected.raw is not None)
-    return actual  # type: ignore[no-any-return]
+    return actual
 
 
 def frame(n: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -166,7 +174,7 @@ def everything() -> ad.AnnData:
             "nested": {"deep": {"int": 3, "float": np.nan, "bool": True, "text": "ä", "": 1}},
             "list": ["x", "y"],
             "complex": np.array([1j, np.inf]),
-            "half": np.float16([1.5, -0.0]),
+            "half": np.array([1.5, -0.0], dtype="f2"),
             "cube": rng.integers(0, 9, (3, 4, 5)),
             "no items": np.array([]),
             "no strings": np.array([], dtype=object),
@@ -193,7 +201,7 @@ def written(adata: ad.AnnData, path: Path) -> Path:
     ("converted", "slab_bytes"), [((), 1024), (("X", "layers/counts", "raw/X"), 2**25)]
 )
 def test_every_kind_of_element_arrives(
-    rich_path: Path, zarr_format: int, converted: tuple[str, ...], slab_bytes: int
+    rich_path: Path, zarr_format: Format, converted: tuple[str, ...], slab_bytes: int
 ) -> None:
     actual = assert_faithful(rich_path, copied(rich_path, zarr_format, converted, slab_bytes))
     assert actual.uns["none"] is None
@@ -201,7 +209,7 @@ def test_every_kind_of_element_arrives(
     assert actual.obs.index.name == "barcode"
 
 
-def test_an_empty_file_becomes_an_empty_store(tmp_path: Path, zarr_format: int) -> None:
+def test_an_empty_file_becomes_an_empty_store(tmp_path: Path, zarr_format: Format) -> None:
     path = written(ad.AnnData(obs=pd.DataFrame(index=["a"])), tmp_path / "source.h5ad")
     with h5py.File(path, "a") as file:
         for name in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
@@ -209,17 +217,19 @@ def test_an_empty_file_becomes_an_empty_store(tmp_path: Path, zarr_format: int) 
     assert_faithful(path, copied(path, zarr_format))
 
 
-def test_a_repeated_copy_leaves_the_matrices_alone(rich_path: Path, zarr_format: int) -> None:
+def test_a_repeated_copy_leaves_the_matrices_alone(rich_path: Path) -> None:
     converted = ("X", "layers/counts", "raw/X")
-    target = copied(rich_path, zarr_format, converted)
+    copied(rich_path, 3, converted)
     with h5py.File(rich_path) as source:
-        copy_annotations(source, zarr.open_group(rich_path.with_suffix(".zarr")), converted=converted)
+        copy_annotations(
+            source, zarr.open_group(rich_path.with_suffix(".zarr")), converted=converted
+        )
     assert_faithful(rich_path, zarr.open_group(rich_path.with_suffix(".zarr"), mode="r"))
 
 
 @pytest.mark.parametrize("package", SAMPLES)
 def test_real_files_of_older_versions_arrive(
-    tmp_path: Path, zarr_format: int, package: str
+    tmp_path: Path, zarr_format: Format, package: str
 ) -> None:
     spec = importlib.util.find_spec(package)
     assert spec is not None
@@ -245,7 +255,7 @@ def test_the_target_needs_no_old_format_reader(tmp_path: Path) -> None:
     assert "phase_categories" not in adata.uns
 
 
-def test_links_within_the_file_are_followed(path: Path, zarr_format: int) -> None:
+def test_links_within_the_file_are_followed(path: Path, zarr_format: Format) -> None:
     with h5py.File(path, "a") as file:
         file["uns/soft"] = h5py.SoftLink("/obsm/pca")
         file["uns/hard"] = file["uns/nested"]
@@ -254,7 +264,7 @@ def test_links_within_the_file_are_followed(path: Path, zarr_format: int) -> Non
     assert actual.uns["hard"]["deep"]["text"] == "ä"
 
 
-def test_attributes_of_other_tools_are_kept(path: Path, zarr_format: int) -> None:
+def test_attributes_of_other_tools_are_kept(path: Path, zarr_format: Format) -> None:
     with h5py.File(path, "a") as file:
         file.attrs["origin"] = np.array([1, 2], dtype="u1")
         file["uns/nested"].attrs["note"] = np.bytes_(b"fixed")
@@ -272,8 +282,8 @@ def _external(file: h5py.File) -> None:
 def _through_external(file: h5py.File) -> None:
     with h5py.File(Path(file.filename).with_name("other.h5"), "w") as other:
         other["x/y"] = 1
-    file["uns/a"] = h5py.SoftLink("/z/y")
-    file["z"] = h5py.ExternalLink("other.h5", "/x")
+    file["uns/a"] = h5py.SoftLink("/uns/z/y")
+    file["uns/z"] = h5py.ExternalLink("other.h5", "/x")
 
 
 def _dangling(file: h5py.File) -> None:
@@ -349,7 +359,7 @@ def _virtual(file: h5py.File) -> None:
 
 BAD = [
     (_external, "uns/bad: a link to another file"),
-    (_through_external, "link to another file|leads into another file|holds"),
+    (_through_external, "uns/a: a link that leads into another file"),
     (_dangling, "uns/bad: a link to nothing"),
     (_cycle, "uns/bad: a link leads back"),
     (_unknown_array, "obsm/pca: a data set with encoding-type 'quantum-array'"),
@@ -389,13 +399,13 @@ def test_text_that_is_not_utf8_is_refused(path: Path, tmp_path: Path) -> None:
             copy_annotations(file, target, converted=())
 
 
-def test_a_key_with_a_slash_arrives_as_nested_mappings(path: Path, zarr_format: int) -> None:
+def test_a_key_with_a_slash_arrives_as_nested_mappings(path: Path, zarr_format: Format) -> None:
     with h5py.File(path, "a") as file:
         file["uns/a/b"] = "c"
     assert assert_faithful(path, copied(path, zarr_format)).uns["a"] == {"b": "c"}
 
 
-def test_unspecified_data_sets_become_what_anndata_reads(path: Path, zarr_format: int) -> None:
+def test_unspecified_data_sets_become_what_anndata_reads(path: Path, zarr_format: Format) -> None:
     with h5py.File(path, "a") as file:
         plain = file["uns"].create_group("plain")
         plain["one"] = np.array([b"single"])
@@ -416,9 +426,9 @@ def test_unspecified_data_sets_become_what_anndata_reads(path: Path, zarr_format
     assert target["obsp/old"].attrs["encoding-type"] == "csc_matrix"
 
 
-def test_awkward_arrays_arrive(path: Path, zarr_format: int) -> None:
-    form = {"class": "ListOffsetArray", "offsets": "i64", "form_key": "node0"}
-    form["content"] = {"class": "NumpyArray", "primitive": "float64", "form_key": "node1"}
+def test_awkward_arrays_arrive(path: Path, zarr_format: Format) -> None:
+    content = {"class": "NumpyArray", "primitive": "float64", "form_key": "node1"}
+    form = {"class": "ListOffsetArray", "offsets": "i64", "content": content, "form_key": "node0"}
     with h5py.File(path, "a") as file:
         group = file["obsm"].create_group("ragged")
         group.attrs.update({"encoding-type": "awkward-array", "encoding-version": "0.1.0"})
@@ -430,15 +440,31 @@ def test_awkward_arrays_arrive(path: Path, zarr_format: int) -> None:
         copy_annotations(source, target, converted=())
     ragged = target["obsm/ragged"]
     assert ragged.attrs["length"] == OBS
-    assert json.loads(ragged.attrs["form"]) == form
-    assert (ragged["node0-offsets"][...] == np.arange(OBS + 1)).all()
+    assert json.loads(str(ragged.attrs["form"])) == form
+    offsets = array_of(target, "obsm/ragged/node0-offsets")[...]
+    np.testing.assert_array_equal(offsets, np.arange(OBS + 1))
 
 
-def test_nullable_strings_arrive(path: Path, zarr_format: int) -> None:
+def test_nullable_strings_arrive(path: Path, zarr_format: Format) -> None:
     with h5py.File(path, "a") as file, ad.settings.override(allow_write_nullable_strings=True):
         ad.io.write_elem(file["uns"], "nullable", pd.array(["a", None], dtype="string"))
     actual = assert_faithful(path, copied(path, zarr_format))
     assert actual.uns["nullable"].isna().tolist() == [False, True]
+
+
+def test_an_index_that_pandas_3_made_nullable_stays_readable_for_all(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        del file["obs/_index"]
+        index = file["obs"].create_group("_index")
+        index.attrs.update({"encoding-type": "nullable-string-array", "na-value": "NaN"})
+        index.attrs["encoding-version"] = "0.1.0"
+        ad.io.write_elem(index, "values", np.array([f"id {i}" for i in range(OBS)], dtype=object))
+        ad.io.write_elem(index, "mask", np.zeros(OBS, dtype=bool))
+    target = zarr.open_group(path.with_suffix(".zarr"), mode="w", zarr_format=3)
+    with h5py.File(path) as source:
+        copy_annotations(source, target, converted=())
+    assert target["obs/_index"].attrs["encoding-type"] == "string-array"
+    assert quietly(ad.read_zarr, target).obs_names[-1] == f"id {OBS - 1}"
 
 
 def test_every_chunk_is_written_and_bounded(tmp_path: Path) -> None:
@@ -447,12 +473,12 @@ def test_every_chunk_is_written_and_bounded(tmp_path: Path) -> None:
     adata.obs["zero"] = np.zeros(300_000)
     path = written(adata, tmp_path / "source.h5ad")
     target = copied(path, 3, slab_bytes=2**25)
-    assert target["obsm/zero"].chunks[1:] == (5,)
-    assert target["obs/zero"].chunks == (2**18,)
-    assert target["obs/_index"].chunks == (2**16,)
+    assert array_of(target, "obsm/zero").chunks[1:] == (5,)
+    assert array_of(target, "obs/zero").chunks == (2**18,)
+    assert array_of(target, "obs/_index").chunks == (2**16,)
     for name in ("obsm/zero", "obs/zero", "obs/_index"):
-        assert target[name].nchunks_initialized == target[name].nchunks
-        assert "crc32c" in str(target[name].metadata.to_dict())
+        assert array_of(target, name).nchunks_initialized == array_of(target, name).nchunks
+        assert "crc32c" in str(array_of(target, name).metadata.to_dict())
 
 
 def test_memory_stays_within_the_projection(tmp_path: Path) -> None:
@@ -467,7 +493,7 @@ def test_memory_stays_within_the_projection(tmp_path: Path) -> None:
         copy_annotations(source, target, converted=(), slab_bytes=slab_bytes)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert peak < projected < adata.obsm["dense"].nbytes
+    assert peak < min(projected, 3 * slab_bytes)
 
 
 scalars = st.one_of(
@@ -483,13 +509,14 @@ scalars = st.one_of(
 )
 keys = st.text("abcXYZ_-é. ", min_size=1, max_size=5).filter(lambda key: key.strip(".") != "")
 mappings = st.dictionaries(
-    keys, st.recursive(scalars, lambda inner: st.dictionaries(keys, inner, max_size=3), max_leaves=5)
+    keys,
+    st.recursive(scalars, lambda inner: st.dictionaries(keys, inner, max_size=3), max_leaves=5),
 )
 
 
 @given(uns=mappings, zarr_format=st.sampled_from([2, 3]))
-@settings(max_examples=8, deadline=None)
-def test_any_nested_mapping_arrives(uns: dict[str, Any], zarr_format: int) -> None:
+@settings(max_examples=6, deadline=None)
+def test_any_nested_mapping_arrives(uns: dict[str, Any], zarr_format: Format) -> None:
     with tempfile.TemporaryDirectory() as directory:
         adata = ad.AnnData(obs=pd.DataFrame(index=["a"]), uns=uns)
         path = written(adata, Path(directory) / "source.h5ad")

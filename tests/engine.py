@@ -1,0 +1,47 @@
+"""Runs the engine as the command line would, without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from dask_convert.convert import ConversionResult, plan_conversion, run_conversion
+from dask_convert.graph import Executor, Report, SynchronousExecutor
+from dask_convert.plan import ConversionPlan, MatrixPlan, Settings
+
+MEMORY_BYTES = 2**30
+TINY = {"chunk_nnz": 8, "shard_nnz": 16, "block_nnz": 20, "region_nnz": 32, "column_width": 4}
+"""Settings that cut even a small matrix into many blocks, ranges, regions, shards and chunks."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def start(self, plan: ConversionPlan) -> None: ...
+
+    def report(self, matrix: MatrixPlan, report: Report) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    executor: Callable[[], Executor] = SynchronousExecutor,
+    matrices: Iterable[str] | None = None,
+    overwrite: bool = False,
+    **settings: Any,
+) -> ConversionResult:
+    """Plan and run a conversion, scratch beside the target."""
+    plan = plan_conversion(source, Settings(**{"memory": MEMORY_BYTES, **settings}), matrices)
+    return run_conversion(
+        source,
+        target,
+        plan,
+        executor,
+        scratch_parent=target.parent,
+        overwrite=overwrite,
+        progress=Silent(),
+    )

@@ -1,0 +1,131 @@
+"""Each compiled loop against the line of numpy that says the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from numpy.typing import NDArray
+from oracle import assert_same_bits
+from strategies import DTYPES, INDEX_DTYPES, Csr, csr_matrices, random_values
+
+from dask_convert import kernels
+from dask_convert.records import payload_bits, record_words, unpack_payload, unpack_rows, word_dtype
+
+KERNEL_INDEX_DTYPES = [dtype for dtype in INDEX_DTYPES if dtype != "uint64"]
+
+
+@pytest.mark.parametrize("dtype", KERNEL_INDEX_DTYPES)
+@given(st.data())
+def test_check_indices_copies_or_finds_the_first_that_is_out_of_range(dtype: str, data: st.DataObject) -> None:
+    """The oracle is a comparison of every index with the limits."""
+    n_vars = data.draw(st.integers(0, 50))
+    near = st.integers(0 if dtype[0] == "u" else -3, 60)
+    indices = data.draw(npst.arrays(dtype, st.integers(0, 20), elements=near))
+    checked = np.empty(indices.size, np.int32)
+    wrong = np.flatnonzero((indices < 0) | (indices >= n_vars))
+    assert kernels.check_indices(indices, n_vars, checked) == (wrong[0] if wrong.size else -1)
+    if not wrong.size:
+        np.testing.assert_array_equal(checked, indices)
+
+
+@pytest.mark.parametrize("dtype", KERNEL_INDEX_DTYPES)
+def test_check_indices_refuses_the_limits_of_every_type(dtype: str) -> None:
+    """No index wraps round into the valid range, whatever its width."""
+    limits = np.iinfo(dtype)
+    for wrong in {int(limits.min), int(limits.max)} - {0}:
+        indices = np.array([0, wrong], dtype)
+        assert kernels.check_indices(indices, 7, np.empty(2, np.int32)) == 1
+
+
+@given(npst.arrays(np.int32, st.integers(0, 50), elements=st.integers(0, 9)))
+def test_count_columns_adds_to_a_histogram(indices: NDArray[np.int32]) -> None:
+    """Counts are those of `bincount`, on top of what was there."""
+    counts = np.ones(10, np.uint32)
+    kernels.count_columns(indices, counts)
+    np.testing.assert_array_equal(counts, 1 + np.bincount(indices, minlength=10))
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i4", "i8", "u4", "u8"])
+@given(st.data())
+def test_narrow_to_uint16_says_yes_exactly_if_every_bit_comes_back(dtype: str, data: st.DataObject) -> None:
+    """The oracle looks every value up among the 65,536 that fit."""
+    fitting = np.arange(65536).astype(dtype)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    kind = data.draw(st.sampled_from(["special", "bits", "fitting"]))
+    size = data.draw(st.integers(0, 3))
+    values = rng.choice(fitting, size) if kind == "fitting" else random_values(rng, size, dtype, kind)
+    bits = values.view(f"u{dtype[1]}")
+    narrowed = np.empty(size, np.uint16)
+    fits = bool(np.isin(bits, fitting.view(bits.dtype)).all())
+    assert kernels.narrow_to_uint16(values, bits, narrowed) == fits
+    if fits:
+        assert_same_bits(narrowed.astype(dtype), values)
+
+
+def scattered(matrix: Csr, cuts: list[int]) -> tuple[NDArray[Any], NDArray[np.uint32]]:
+    """Records in column order by the kernel for this type, the entries given piece by piece."""
+    words = record_words(matrix.data.dtype)
+    records = np.zeros((matrix.nnz, words), word_dtype(matrix.data.dtype))
+    records = records.reshape(-1) if words == 1 else records
+    indices = matrix.indices.astype(np.int32)
+    counts = np.bincount(indices, minlength=matrix.shape[1]).astype(np.uint32)
+    cursors = (np.cumsum(counts) - counts).astype(np.uint32)
+    row_ends = matrix.indptr[1:].astype(np.int64)
+    for start, stop in zip([0, *cuts], [*cuts, matrix.nnz], strict=True):
+        row = int(np.searchsorted(row_ends, start, side="right"))
+        payload = payload_bits(matrix.data)[start:stop]
+        where = (indices[start:stop], payload, row_ends, row, start, cursors)
+        if words == 1:
+            kernels.scatter_words(*where, np.uint64(records.itemsize * 4), records)
+        else:
+            kernels.scatter_wide(*where, records)
+    np.testing.assert_array_equal(cursors, np.cumsum(counts))
+    return records, counts
+
+
+@given(csr_matrices(), st.data())
+def test_scattering_is_a_stable_sort_by_column(matrix: Csr, data: st.DataObject) -> None:
+    """Rows and values are numpy's stable argsort of the columns, wherever the pieces are cut."""
+    cuts = sorted(data.draw(st.lists(st.integers(0, matrix.nnz), max_size=4)))
+    records, _ = scattered(matrix, cuts)
+    order = np.argsort(matrix.indices, kind="stable")
+    np.testing.assert_array_equal(unpack_rows(records, matrix.data.dtype), matrix.rows[order])
+    assert_same_bits(unpack_payload(records, matrix.data.dtype), matrix.data[order])
+
+
+@given(csr_matrices(), st.data())
+def test_placing_fills_the_region_and_nothing_beside_it(matrix: Csr, data: st.DataObject) -> None:
+    """A region cut anywhere gets its slice of the sorted entries; cursors move as by all of them."""
+    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, matrix.nnz)] * 2)))
+    records, counts = scattered(matrix, [])
+    ends = np.cumsum(counts, dtype=np.int64)
+    cursors = ends - counts - start
+    rows = np.full(stop - start, -1, np.int32)
+    values = np.empty(stop - start, matrix.data.dtype)
+    where = (records, counts, cursors, stop - start, 1000)
+    if record_words(matrix.data.dtype) == 1:
+        kernels.place_words(*where, np.uint64(records.itemsize * 4), rows, payload_bits(values))
+    else:
+        kernels.place_wide(*where, rows, payload_bits(values))
+    order = np.argsort(matrix.indices, kind="stable")[start:stop]
+    np.testing.assert_array_equal(rows, 1000 + matrix.rows[order])
+    assert_same_bits(values, matrix.data[order])
+    np.testing.assert_array_equal(cursors, ends - start)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_the_largest_block_fit_the_narrowest_record(dtype: str) -> None:
+    """The last row of a block of 65,536 comes back, beside a value with every bit set."""
+    rows = 65_536
+    values = np.array([True]) if dtype == "?" else np.full(np.dtype(dtype).itemsize, 255, np.uint8).view(dtype)
+    indptr = np.zeros(rows + 1, np.int64)
+    indptr[-1] = 1
+    matrix = Csr(values, np.zeros(1, np.int64), indptr, (rows, 1))
+    records, _ = scattered(matrix, [])
+    assert unpack_rows(records, values.dtype).tolist() == [rows - 1]
+    assert_same_bits(unpack_payload(records, values.dtype), values)
