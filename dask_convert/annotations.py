@@ -307,13 +307,13 @@ def _nodes(
     encoding = (attrs["encoding-type"], attrs["encoding-version"])
     yield _Node(path, "group", attrs)
     for key, child in _children(item, path):
-        child_path = _child_path(path, key)
+        where = _child_path(path, key)
         if encoding[0] in {"csr_matrix", "csc_matrix"} and isinstance(child, h5py.Dataset):
-            yield replace(_leaf(child, child_path), attrs=_attrs(child, child_path))
+            yield replace(_leaf(child, where), attrs=_attrs(child, where))
         elif encoding[0] == "dataframe" and key == attrs.get("_index") and _all_there(child):
-            yield _leaf(child["values"], child_path)
+            yield _leaf(child["values"], where)
         else:
-            yield from _nodes(child, child_path, skipped, (*ancestors, item))
+            yield from _nodes(child, where, skipped, (*ancestors, item))
 
 
 def _group_attrs(group: h5py.Group, path: str) -> dict[str, Any]:

@@ -26,23 +26,32 @@ def auto_dtypes(data_dtype: np.dtype[np.generic]) -> tuple[np.dtype[np.generic],
     return (*(d for d in smaller if d.itemsize < data_dtype.itemsize), data_dtype)
 
 
+def always_exact(source: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> bool:
+    """Whether `dtype` holds every value of `source` exactly, whatever the values are.
+
+    Stricter than numpy's "safe" casts, which send int64 to float64, and a signalling NaN of a
+    float type to the quiet one of a wider type.
+    """
+    if source == dtype:
+        return True
+    too_long = source.itemsize == 8 and dtype.kind in "fc"
+    return source.kind in "biu" and not too_long and np.can_cast(source, dtype, "safe")
+
+
 def first_changed(values: NDArray[np.generic], dtype: np.dtype[np.generic]) -> int:
     """Position of the first value that `dtype` does not hold exactly, or -1; O(n)."""
-    if np.can_cast(values.dtype, dtype, "safe"):
+    if always_exact(values.dtype, dtype):
         return -1
+    real = values if dtype.kind == "c" else values.real
     with np.errstate(all="ignore"):
-        if values.dtype.kind == "c" and dtype.kind != "c":
-            cast = values.real.astype(dtype)
-        else:
-            cast = values.astype(dtype)
-        back = cast.astype(values.dtype)
+        cast = real.astype(dtype)
+        back = (cast if values.dtype.kind == "c" else cast.real).astype(values.dtype)
     changed = _bytes_of(back) != _bytes_of(values)
+    # Casting a number outside an integer type's range is undefined and might come back by chance.
     if dtype.kind in "iu":
-        # The cast of a value outside the range is undefined and might come back by chance.
-        limits = np.iinfo(dtype)
-        with np.errstate(invalid="ignore"):
-            real = values.real if values.dtype.kind == "c" else values
-            changed |= ~((real >= limits.min) & (real <= limits.max))
+        changed |= ~_inside(real, dtype)
+    elif values.dtype.kind in "iu" and dtype.kind in "fc":
+        changed |= ~_inside(cast.real, values.dtype)
     positions = np.flatnonzero(changed)
     return int(positions[0]) if positions.size else -1
 
@@ -74,7 +83,7 @@ def exact_mask(
         if small and dtype.kind in "iu":
             holds = largest <= np.iinfo(dtype).max
         else:
-            holds = np.can_cast(payload, dtype, "safe") or first_changed(values, dtype) < 0
+            holds = always_exact(payload, dtype) or first_changed(values, dtype) < 0
         mask &= ~(0 if holds else 1 << number)
     return mask
 
@@ -100,6 +109,13 @@ def requested_dtype(name: str, data_dtype: np.dtype[np.generic]) -> np.dtype[np.
         msg = f"data_dtype is {name!r}: a matrix has numbers or booleans"
         raise PlanError(msg)
     return dtype
+
+
+def _inside(numbers: NDArray[np.generic], integer: np.dtype[np.generic]) -> NDArray[np.bool]:
+    """Which numbers lie in the range of an integer type."""
+    limits = np.iinfo(integer)
+    exact = numbers.astype(np.float64) if numbers.dtype.kind == "f" else numbers
+    return (exact >= limits.min) & (exact < limits.max + 1)
 
 
 def _bytes_of(values: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -68,17 +68,18 @@ def write_fragment_file(
         Bytes written.
     """
     table = np.zeros(layout.n_ranges, TABLE_DTYPE)
+    n_pages = records.page_counts.shape[1] if isinstance(records, PagedRecords) else 0
     end = 0
     with published(path) as file:
         file.seek(layout.head_bytes)
         for number, encoded in enumerate(encode_fragments(records, counts, layout.column_width)):
             columns = layout.column_range(number)
             end += len(encoded)
-            table[number] = (end, fragment_checksum(counts[columns.start : columns.stop], encoded))
+            own = counts[columns.start : columns.stop]
+            table[number] = (end, fragment_checksum((n_pages, payload), own, encoded))
             write_all(file, encoded)
         file.seek(0)
         nnz = int(counts.sum(dtype=np.int64))
-        n_pages = records.page_counts.shape[1] if isinstance(records, PagedRecords) else 0
         write_all(file, encode_head(layout, Head(nnz, n_pages, payload, counts, table)))
     return layout.head_bytes + end
 
@@ -142,6 +143,9 @@ class FragmentFile:
         ends = table["end"].astype(np.int64)
         starts = ends[:-1] if before else np.concatenate([[0], ends[:-1]])
         ends, checksums = ends[before:], table["crc32c"][before:]
+        if np.any(ends < starts):
+            msg = f"{self._name}: its table of fragments descends: the file was damaged"
+            raise FragmentError(msg)
         first = 0
         while first < len(numbers):
             last = int(np.searchsorted(ends, starts[first] + READ_PIECE_BYTES, side="right"))

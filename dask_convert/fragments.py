@@ -13,8 +13,8 @@ their table, and their fragments, which lie next to each other.
     of words   blosc-lz4 over byte-shuffled words
     paged      number of escapes, their places and values, page counts, records; not compressed
 
-A fragment's checksum covers its counts as well, so it can be trusted without reading the head
-as a whole. Numbers are little-endian.
+A fragment's checksum covers its counts, pages and payload type as well, so it can be trusted
+without reading the head as a whole. Numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
+from dask_convert.dtypes import SUPPORTED
 from dask_convert.errors import FragmentError
 from dask_convert.layout import FRAGMENT_FIXED_BYTES, FragmentLayout
 from dask_convert.pages import PagedRecords
@@ -38,6 +39,8 @@ MAGIC = b"dcfrag\x00\x01"
 _FIXED = struct.Struct("<8sI4xQI20s")
 _ALIGNMENT = 8
 _UNCHECKED_BYTES = 16  # magic and checksum themselves
+_KIND = struct.Struct("<I20s")
+_PAYLOADS = {np.dtype(code).str.encode(): np.dtype(code) for code in SUPPORTED}
 TABLE_DTYPE = np.dtype([("end", "<u8"), ("crc32c", "<u4")])
 
 Counts = NDArray[np.uint32]
@@ -72,7 +75,8 @@ class Head(msgspec.Struct, frozen=True):
 def encode_head(layout: FragmentLayout, head: Head) -> bytes:
     """The head as bytes of length ``layout.head_bytes``."""
     body = (
-        struct.pack("<QI20s", head.nnz, head.n_pages, head.payload.str.encode())
+        struct.pack("<Q", head.nnz)
+        + _encode_kind((head.n_pages, head.payload))
         + head.counts.astype("<u4", copy=False).tobytes()
         + head.table.tobytes()
     )
@@ -115,7 +119,11 @@ def decode_fixed(encoded: bytes, name: str) -> tuple[int, int, np.dtype[Any]]:
     if magic != MAGIC:
         msg = f"{name}: not a fragment file of this version: it begins with {magic!r}"
         raise FragmentError(msg)
-    return nnz, n_pages, np.dtype(payload.rstrip(b"\x00").decode())
+    payload = payload.rstrip(b"\x00")
+    if payload not in _PAYLOADS:
+        msg = f"{name}: {payload!r} is no type of values: the file was damaged"
+        raise FragmentError(msg)
+    return nnz, n_pages, _PAYLOADS[payload]
 
 
 def encode_fragments(
@@ -143,9 +151,10 @@ def encode_fragments(
         start = stop
 
 
-def fragment_checksum(counts: Counts, encoded: bytes | memoryview) -> int:
-    """crc32c over the counts of a fragment's columns and its compressed records."""
-    return int(google_crc32c.extend(google_crc32c.value(counts.tobytes()), bytes(encoded)))
+def fragment_checksum(kind: RecordKind, counts: Counts, encoded: bytes | memoryview) -> int:
+    """crc32c over the kind of a fragment's records, the counts of its columns and its bytes."""
+    before = google_crc32c.value(_encode_kind(kind) + counts.tobytes())
+    return int(google_crc32c.extend(before, bytes(encoded)))
 
 
 def decode_fragment(
@@ -158,7 +167,7 @@ def decode_fragment(
     FragmentError
         Something differs; `name` says where.
     """
-    if fragment_checksum(counts, encoded) != checksum:
+    if fragment_checksum(kind, counts, encoded) != checksum:
         msg = f"{name}: the checksum does not match: the file was damaged or cut short"
         raise FragmentError(msg)
     expected = int(counts.sum(dtype=np.int64))
@@ -178,6 +187,11 @@ def decode_fragment(
     return records
 
 
+def _encode_kind(kind: RecordKind) -> bytes:
+    n_pages, payload = kind
+    return _KIND.pack(n_pages, payload.str.encode())
+
+
 def _encode_paged(paged: PagedRecords, columns: slice, start: int, stop: int) -> bytes:
     if start == stop:
         return b""
@@ -195,7 +209,9 @@ def _encode_paged(paged: PagedRecords, columns: slice, start: int, stop: int) ->
 def _decode_paged(
     encoded: bytes | memoryview, n_columns: int, n_pages: int, n_records: int
 ) -> PagedRecords:
-    n_escapes = struct.unpack_from("<Q", encoded)[0] if len(encoded) else 0
+    if not len(encoded):
+        encoded = bytes(8 + 2 * n_columns * n_pages)
+    (n_escapes,) = struct.unpack_from("<Q", encoded)
     offset = 8
 
     def take(dtype: str, count: int) -> NDArray[Any]:

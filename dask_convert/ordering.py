@@ -163,7 +163,7 @@ class _Pages:
         cursors: NDArray[np.uint32],
     ) -> bool:
         """Take entries from `position` on; False, with nothing done, if too many escape."""
-        if self._n_escapes + int((bits >= ESCAPE).sum()) > self._escape_places.size:
+        if self._n_escapes + int(np.count_nonzero(bits >= ESCAPE)) > self._escape_places.size:
             return False
         stop = position + indices.size
         start = position

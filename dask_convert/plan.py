@@ -29,6 +29,10 @@ from dask_convert.records import MAX_BLOCK_ROWS
 
 PLAN_VERSION = 1
 
+DEFAULT_CHUNK_NNZ = 2**17
+DEFAULT_CODEC: Codec = "lz4"
+DEFAULT_CODEC_LEVEL = 5
+
 SLICE_RECORDS = 2**16
 MIN_TASK_NNZ = 2**23
 MAX_TASK_NNZ = 2**26
@@ -66,10 +70,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 0
     data_dtype: str = "same"
     zarr_format: Literal[2, 3] = 3
-    chunk_nnz: int = 2**17
+    chunk_nnz: int = DEFAULT_CHUNK_NNZ
     shard_nnz: int | None = None
-    codec: Codec = "lz4"
-    codec_level: int = 5
+    codec: Codec = DEFAULT_CODEC
+    codec_level: int = DEFAULT_CODEC_LEVEL
     block_nnz: int | None = None
     region_nnz: int | None = None
     column_width: int | None = None

@@ -42,21 +42,21 @@ def holds_exactly(value: Any, dtype: np.dtype[Any]) -> bool:
 def float_holds(value: Any, number: float, dtype: np.dtype[Any]) -> bool:
     """Whether a float type has this number; a NaN must keep its payload."""
     if value.dtype.kind == "f" and math.isnan(number):
-        return dtype.itemsize >= value.dtype.itemsize or nan_fits(value, dtype)
+        return dtype.itemsize == value.dtype.itemsize or nan_fits(value, dtype)
     try:
         packed = struct.pack(FLOAT_CODES[dtype.itemsize], number)
-    except OverflowError:
+    except (OverflowError, struct.error):
         return False
     back = struct.unpack(FLOAT_CODES[dtype.itemsize], packed)[0]
     return back == number  # Python compares integers and floats exactly
 
 
 def nan_fits(value: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether a NaN is a quiet one whose payload ends in as many zeros as are cut off."""
+    """Whether a NaN is a quiet one (casts make it so) and ends in as many zeros as are cut off."""
     mantissa = {2: 10, 4: 23, 8: 52}
     own, other = mantissa[value.dtype.itemsize], mantissa[dtype.itemsize]
     payload = int(value.view(f"u{value.dtype.itemsize}")) & ((1 << own) - 1)
-    return bool(payload >> (own - 1)) and not payload & ((1 << (own - other)) - 1)
+    return bool(payload >> (own - 1)) and not payload & ((1 << max(own - other, 0)) - 1)
 
 
 def is_negative_zero(number: float) -> bool:

@@ -1,0 +1,5 @@
+"""``python -m dask_convert``."""
+
+from dask_convert.cli import main
+
+main()
