@@ -1,5 +1,46 @@
-"""Turns a cell-by-gene matrix stored by cell (h5ad, CSR) into one stored by gene (zarr, CSC)."""
+"""Turns a cell-by-gene matrix stored by cell (h5ad, CSR) into one stored by gene (zarr, CSC).
+
+    import dask_convert
+
+    result = dask_convert.convert("cells.h5ad", "genes.zarr", memory="4GiB")
+
+Names are loaded when they are first used: workers import modules of this package by
+themselves and should not pay, in time or memory, for what only the caller needs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from dask_convert._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from dask_convert.api import convert, plan
+    from dask_convert.run import ConversionResult
+    from dask_convert.errors import DaskConvertError
+    from dask_convert.planning import ConversionPlan
+
+_HOMES = {
+    "ConversionPlan": "planning",
+    "ConversionResult": "run",
+    "DaskConvertError": "errors",
+    "convert": "api",
+    "plan": "api",
+}
+
+__all__ = [
+    "ConversionPlan",
+    "ConversionResult",
+    "DaskConvertError",
+    "__version__",
+    "convert",
+    "plan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        msg = f"module 'dask_convert' has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"dask_convert.{_HOMES[name]}"), name)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Literal
 
 from dask.utils import parse_bytes
 
-from dask_convert.cluster import default_workers, local_client
-from dask_convert.convert import ConversionResult, Progress, plan_conversion, run_conversion
+from dask_convert.cluster import default_workers, local_client, prepare_workers
+from dask_convert.run import ConversionResult, Progress, plan_conversion, run_conversion
 from dask_convert.errors import PlanError
 from dask_convert.graph import ClientExecutor, Executor, SynchronousExecutor
-from dask_convert.layout import Codec
-from dask_convert.plan import DEFAULT_CHUNK_NNZ, DEFAULT_CODEC, ConversionPlan, Settings
+from dask_convert.layout import DEFAULT_CHUNK_NNZ, DEFAULT_CODEC, Codec
+from dask_convert.planning import ConversionPlan, Settings
 from dask_convert.progress import Silent
 
 if TYPE_CHECKING:
@@ -133,6 +133,8 @@ def convert(
             msg = "give workers or a client, not both: a client's cluster has the workers it has"
             raise PlanError(msg)
         workers = sum(client.nthreads().values())
+    elif workers != 0:
+        prepare_workers()
     planned = plan(
         source,
         memory=memory,
@@ -175,4 +177,4 @@ def _settings(*, memory: int | str, codec: Codec, codec_level: int | None, **oth
         raise PlanError(msg) from error
     if codec_level is None:
         codec_level = {"lz4": 5, "zstd": 1, "gzip": 4, "none": 0}.get(codec, 0)
-    return Settings(memory=memory_bytes, codec=codec, codec_level=codec_level, **others)  # type: ignore[arg-type]  # checked by plan.check_settings
+    return Settings(memory=memory_bytes, codec=codec, codec_level=codec_level, **others)  # type: ignore[arg-type]  # checked by planning.check_settings

@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from dask_convert import __version__
+from dask_convert.cluster import prepare_workers
 from dask_convert.errors import DaskConvertError
-from dask_convert.plan import DEFAULT_CHUNK_NNZ, DEFAULT_CODEC
+from dask_convert.layout import DEFAULT_CHUNK_NNZ, DEFAULT_CODEC
 
 INTERRUPTED_EXIT_CODE = 130
 
@@ -68,7 +69,9 @@ def convert(source: Path, target: Path, dashboard_address: str, quiet: bool, **o
 
     Example: dask-convert convert cells.h5ad genes.zarr --memory 4GiB
     """
-    from dask_convert import api, progress, summary
+    if options["workers"] != 0:
+        prepare_workers()
+    from dask_convert import api, progress, summary  # slow to import: after the workers' start
 
     result = api.convert(
         source,

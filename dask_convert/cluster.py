@@ -8,36 +8,74 @@ left is the nanny's limit, far above what the plan projects.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from typing import TYPE_CHECKING
 
 import dask
 
-from dask_convert.plan import ConversionPlan
-
 if TYPE_CHECKING:
     from distributed import Client
 
-MEMORY_SETTINGS = {
+    from dask_convert.planning import ConversionPlan
+
+_ENVIRONMENT = {
+    # One arena. Buffers of a chunk stay in the heap and are used again: fetching their pages
+    # from the system anew each time costs as much as filling them. Those of a task go back.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(16 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
+    # A worker has one core.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+}
+
+_SETTINGS = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.95,
-    # One arena, and freed memory goes back to the system: else the heap keeps what it once had.
-    "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
-    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 65536,
-    "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": 1,
-    "distributed.nanny.pre-spawn-environ.OPENBLAS_NUM_THREADS": 1,
-    "distributed.nanny.pre-spawn-environ.NUMBA_NUM_THREADS": 1,
+    **{f"distributed.nanny.pre-spawn-environ.{name}": text for name, text in _ENVIRONMENT.items()},
 }
 
 
 def default_workers() -> int:
     """One worker per core that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare_workers() -> None:
+    """Start the process that local workers will be forked from, if that is how they start.
+
+    It imports what workers need while the caller goes on; calling this early hides most of
+    the start of a cluster. Does nothing if it runs already.
+    """
+    if not _start_method():
+        return
+    multiprocessing.set_forkserver_preload(["dask_convert.preload"])
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ.update(_ENVIRONMENT)  # the C library reads its own only when a process starts
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _start_method() -> dict[str, str]:
+    """dask's setting for how workers start; forking is safe from a single-threaded server."""
+    if sys.platform != "linux":
+        return {}
+    return {"distributed.worker.multiprocessing-method": "forkserver"}
 
 
 @contextmanager
@@ -56,7 +94,7 @@ def local_client(plan: ConversionPlan, dashboard_address: str | None) -> Iterato
     settings = plan.settings
     share = max((settings.memory - plan.projected_bytes) // settings.workers, 0)
     with (
-        dask.config.set(MEMORY_SETTINGS),
+        dask.config.set(_SETTINGS), dask.config.set(_start_method()),
         tempfile.TemporaryDirectory(prefix="dask-convert-") as directory,
         LocalCluster(
             n_workers=settings.workers,

@@ -102,6 +102,7 @@ class FragmentFile:
         except FileNotFoundError as error:
             msg = f"{path} is missing: something has removed it while the conversion ran"
             raise FragmentError(msg) from error
+        self._file_bytes = os.fstat(self._descriptor).st_size
 
     def __enter__(self) -> FragmentFile:
         return self
@@ -169,6 +170,9 @@ class FragmentFile:
         return np.frombuffer(read, dtype)
 
     def _read(self, offset: int, size: int) -> bytes:
+        if offset + size > self._file_bytes:  # before memory is asked for: a damaged table says anything
+            msg = f"{self._name}: ends at {self._file_bytes}, before byte {offset + size}: it was cut short or damaged"
+            raise FragmentError(msg)
         read = os.pread(self._descriptor, size, offset)
         self.read_bytes += len(read)
         if len(read) != size:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import dask
 from dask.callbacks import Callback
 
-from dask_convert.plan import MatrixPlan
+from dask_convert.planning import MatrixPlan
 from dask_convert.tasks import (
     BarrierReport,
     CombineReport,

@@ -24,7 +24,7 @@ from dask_convert import memory
 from dask_convert.dtypes import SUPPORTED
 from dask_convert.errors import SourceError
 from dask_convert.layout import ArraySource, MatrixSource
-from dask_convert.plan import RowIndex
+from dask_convert.planning import RowIndex
 from dask_convert.records import native_dtype, type_code
 
 INDPTR_SLAB_ROWS = 2**20

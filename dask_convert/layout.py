@@ -14,6 +14,13 @@ Codec = Literal["lz4", "zstd", "gzip", "none"]
 """How target chunks are compressed: blosc's lz4 or zstd with a shuffle, plain gzip, or not."""
 
 
+DEFAULT_CHUNK_NNZ = 2**17
+DEFAULT_CODEC: Codec = "lz4"
+DEFAULT_CODEC_LEVEL = 5
+
+PAGE_ROWS = 256
+"""Rows of a page; see `dask_convert.pages`."""
+
 FRAGMENT_FIXED_BYTES = 48
 """Length of a fragment file's head before its arrays; see `dask_convert.fragments`."""
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dask_convert.layout import MatrixSource, TargetLayout
-from dask_convert.pages import PAGE_ROWS
+from dask_convert.layout import PAGE_ROWS, MatrixSource, TargetLayout
 from dask_convert.records import native_dtype, payload_dtypes, record_bytes
 
 MIB = 2**20

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_convert import kernels
-from dask_convert.pages import ESCAPE, MAX_ESCAPES, PAGE_ROWS, PagedRecords
+from dask_convert.layout import PAGE_ROWS
+from dask_convert.pages import ESCAPE, MAX_ESCAPES, PagedRecords
 from dask_convert.records import (
     Records,
     pack_records,

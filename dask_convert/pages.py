@@ -26,11 +26,7 @@ from numpy.typing import NDArray
 from dask_convert import kernels
 from dask_convert.records import pack_records, unpack_rows
 
-PAGE_ROWS = 256
 ESCAPE = 255
-MIN_PAGE_RECORDS = 4
-"""Mean records per column and page below which pages are not worth their counts."""
-
 MAX_ESCAPES = 1 / 64
 """Share of escapes above which words are the better records."""
 

@@ -24,7 +24,7 @@ from dask_convert.tasks import CombineReport, SplitReport
 
 if TYPE_CHECKING:
     from dask_convert.graph import Report
-    from dask_convert.plan import ConversionPlan, MatrixPlan
+    from dask_convert.planning import ConversionPlan, MatrixPlan
 
 LINE_SECONDS = 10.0
 """Between two plain lines."""
@@ -34,13 +34,13 @@ class Silent:
     """Shows nothing."""
 
     def start(self, plan: ConversionPlan) -> None:
-        """See `convert.Progress`."""
+        """See `run.Progress`."""
 
     def report(self, matrix: MatrixPlan, report: Report) -> None:
-        """See `convert.Progress`."""
+        """See `run.Progress`."""
 
     def stop(self) -> None:
-        """See `convert.Progress`."""
+        """See `run.Progress`."""
 
 
 class Bars:
@@ -59,7 +59,7 @@ class Bars:
         self._tasks: dict[tuple[str, bool], TaskID] = {}
 
     def start(self, plan: ConversionPlan) -> None:
-        """See `convert.Progress`."""
+        """See `run.Progress`."""
         for matrix in plan.matrices:
             name = matrix.source.name
             for is_split, parts in ((True, matrix.blocks), (False, matrix.regions)):
@@ -70,7 +70,7 @@ class Bars:
         self._progress.start()
 
     def report(self, matrix: MatrixPlan, report: Report) -> None:
-        """See `convert.Progress`."""
+        """See `run.Progress`."""
         name = matrix.source.name
         self._progress.start_task(self._tasks[name, True])
         if isinstance(report, SplitReport | CombineReport):
@@ -82,7 +82,7 @@ class Bars:
             self._progress.update(number, advance=1, moved=moved)
 
     def stop(self) -> None:
-        """See `convert.Progress`."""
+        """See `run.Progress`."""
         self._progress.stop()
 
 
@@ -94,11 +94,11 @@ class Lines:
         self._done: dict[tuple[str, bool], tuple[int, int]] = {}
 
     def start(self, plan: ConversionPlan) -> None:
-        """See `convert.Progress`."""
+        """See `run.Progress`."""
         self._started = self._last = time.monotonic()
 
     def report(self, matrix: MatrixPlan, report: Report) -> None:
-        """See `convert.Progress`."""
+        """See `run.Progress`."""
         if not isinstance(report, SplitReport | CombineReport):
             return
         is_split = isinstance(report, SplitReport)
@@ -120,7 +120,7 @@ class Lines:
             )
 
     def stop(self) -> None:
-        """See `convert.Progress`."""
+        """See `run.Progress`."""
 
 
 class _BytesColumn(ProgressColumn):

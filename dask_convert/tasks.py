@@ -29,7 +29,7 @@ from dask_convert.layout import ArraySource, Region, RowBlock
 from dask_convert.meters import Meters
 from dask_convert.ordering import BlockRecords
 from dask_convert.placing import RegionEntries
-from dask_convert.plan import ConversionPlan, MatrixPlan
+from dask_convert.planning import ConversionPlan, MatrixPlan
 from dask_convert.records import native_dtype
 from dask_convert.scratch import MatrixScratch, save_array
 from dask_convert.shards import write_region

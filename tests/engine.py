@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from dask_convert.convert import ConversionResult, plan_conversion, run_conversion
+from dask_convert.run import ConversionResult, plan_conversion, run_conversion
 from dask_convert.graph import Executor, Report, SynchronousExecutor
-from dask_convert.plan import ConversionPlan, MatrixPlan, Settings
+from dask_convert.planning import ConversionPlan, MatrixPlan, Settings
 
 MEMORY_BYTES = 2**30
 TINY = {"chunk_nnz": 8, "shard_nnz": 16, "block_nnz": 20, "region_nnz": 32, "column_width": 4}

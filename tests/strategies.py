@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 DTYPES = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
 INDEX_DTYPES = ("int32", "int64", "uint32", "int16", "uint16", "uint64")
+VALUE_KINDS = ("counts", "rare", "special", "bits")
 FILTERS: Mapping[str, Mapping[str, Any]] = {
     "none": {},
     "gzip": {"compression": "gzip", "compression_opts": 1},
@@ -80,12 +81,15 @@ def random_csr(
 
 
 def random_values(rng: np.random.Generator, size: int, dtype: str, kind: str) -> NDArray[Any]:
-    """Values of three kinds: small ``counts``, ``special`` ones, or any ``bits`` at all."""
+    """Values of one of `VALUE_KINDS`: small counts, a few large ones among them, limits, any bits."""
     numpy_dtype = np.dtype(dtype)
     if numpy_dtype.kind == "b":
         return rng.integers(0, 2, size).astype(bool)
     if kind == "counts":
         return rng.geometric(0.4, size).clip(0, 127).astype(numpy_dtype)
+    if kind == "rare":
+        most = {1: 2**7, 2: 2**15}.get(numpy_dtype.itemsize, 2**16)
+        return np.where(rng.random(size) < 0.01, rng.integers(100, most, size), 1).astype(dtype)
     if kind == "special":
         return rng.choice(special_values(dtype), size)
     any_bits = np.frombuffer(rng.bytes(size * numpy_dtype.itemsize), numpy_dtype)
@@ -117,16 +121,18 @@ def special_values(dtype: str) -> NDArray[Any]:
 
 
 @st.composite
-def csr_matrices(draw: st.DrawFn, dtypes: tuple[str, ...] = DTYPES, max_obs: int = 30) -> Csr:
+def csr_matrices(
+    draw: st.DrawFn, dtypes: tuple[str, ...] = DTYPES, min_obs: int = 0, max_obs: int = 600
+) -> Csr:
     """Any small CSR matrix: unsorted rows, repeated entries, empty axes, explicit zeros."""
-    n_obs = draw(st.integers(0, max_obs))
+    n_obs = draw(st.integers(min_obs, 30) | st.integers(250, max_obs))
     n_vars = draw(st.integers(0, 40))
     longest = draw(st.sampled_from([0, 1, 3, 12])) if n_vars else 0
-    row_nnz = draw(st.lists(st.integers(0, longest), min_size=n_obs, max_size=n_obs))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    row_nnz = rng.integers(0, longest + 1, n_obs)
     if n_obs and n_vars and draw(st.booleans()):
         row_nnz[draw(st.integers(0, n_obs - 1))] = draw(st.integers(1, 200))  # one row with it all
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    kind = draw(st.sampled_from(["counts", "special", "bits"]))
+    kind = draw(st.sampled_from(VALUE_KINDS))
     return random_csr(rng, (n_obs, n_vars), row_nnz, draw(st.sampled_from(dtypes)), kind)
 
 

@@ -23,20 +23,28 @@ from numpy.typing import NDArray
 
 from dask_convert import memory
 from dask_convert.errors import MemoryBudgetError, PlanError
-from dask_convert.layout import Codec, FragmentLayout, MatrixSource, Region, RowBlock, TargetLayout
-from dask_convert.pages import MIN_PAGE_RECORDS, PAGE_ROWS
+from dask_convert.layout import (
+    DEFAULT_CHUNK_NNZ,
+    DEFAULT_CODEC,
+    DEFAULT_CODEC_LEVEL,
+    PAGE_ROWS,
+    Codec,
+    FragmentLayout,
+    MatrixSource,
+    Region,
+    RowBlock,
+    TargetLayout,
+)
 from dask_convert.records import MAX_BLOCK_ROWS
 
 PLAN_VERSION = 1
-
-DEFAULT_CHUNK_NNZ = 2**17
-DEFAULT_CODEC: Codec = "lz4"
-DEFAULT_CODEC_LEVEL = 5
 
 SLICE_RECORDS = 2**16
 MIN_TASK_NNZ = 2**23
 MAX_TASK_NNZ = 2**26
 FRAGMENT_RECORDS = 2**15
+MIN_PAGE_RECORDS = 4
+"""Mean records per column and page below which pages are not worth their counts."""
 MAX_SHARDS = 128
 MIN_SHARD_NNZ = 2**20
 MAX_SHARD_NNZ = 2**24

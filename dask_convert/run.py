@@ -30,7 +30,7 @@ from dask_convert.graph import Executor, Report, conversion_graph
 from dask_convert.h5ad import chunk_table, csr_matrices, open_source, row_index
 from dask_convert.layout import MatrixSource
 from dask_convert.meters import Meters, PeakMemory
-from dask_convert.plan import ConversionPlan, MatrixPlan, Settings, conversion_plan
+from dask_convert.planning import ConversionPlan, MatrixPlan, Settings, conversion_plan
 from dask_convert.scratch import MatrixScratch, make_scratch, published, remove_scratch, save_array
 from dask_convert.tasks import BarrierReport, CombineReport, Job, SplitReport
 from dask_convert.zarr_csc import describe_matrix, finalise, made_by_us
