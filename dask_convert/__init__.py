@@ -17,9 +17,9 @@ from dask_convert._version import __version__
 
 if TYPE_CHECKING:
     from dask_convert.api import convert, plan
-    from dask_convert.run import ConversionResult
     from dask_convert.errors import DaskConvertError
     from dask_convert.planning import ConversionPlan
+    from dask_convert.run import ConversionResult
 
 _HOMES = {
     "ConversionPlan": "planning",

@@ -88,23 +88,26 @@ def members(group: h5py.Group, path: str) -> Iterator[tuple[str, Any]]:
 
 def child_path(path: str, key: str) -> str:
     """Join, refusing a key that a zarr store would take for something else."""
-    if key in _RESERVED_KEYS or "\\" in key or "/" in key or len(key.encode()) > 255:  # noqa: PLR2004
+    if key in _RESERVED_KEYS or "\\" in key or "/" in key or len(key.encode()) > 255:
         msg = f"{path}: the key {key!r} cannot be the name of a zarr element; rename it"
         raise AnnotationError(msg)
     return f"{path}/{key}" if path else key
 
 
 def encoding_attrs(name: str, version: str) -> dict[str, Any]:
+    """The attributes by which AnnData knows an element."""
     return {"encoding-type": name, "encoding-version": version}
 
 
 def encoding_of(item: Any, path: str) -> tuple[str, str]:
+    """An element's encoding and its version; empty strings where it has none."""
     names = ("encoding-type", "encoding-version")
     kind, version = (plain(item.attrs.get(name, ""), path) for name in names)
     return str(kind), str(version)
 
 
 def attrs_of(item: Any, path: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An element's attributes as JSON can hold them."""
     return {
         key: plain(item.attrs[key], f"{path}, attribute {key!r}")
         for key in item.attrs
@@ -129,6 +132,7 @@ def plain(value: Any, where: str) -> Any:
 
 
 def unknown(path: str, item: Any) -> str:
+    """The message about an element of an unknown kind."""
     kind = "group" if isinstance(item, h5py.Group) else "data set"
     name, version = encoding_of(item, path)
     return (
@@ -141,6 +145,7 @@ def unknown(path: str, item: Any) -> str:
 
 
 def write_node(target: zarr.Group, node: Node, slab_bytes: int) -> None:
+    """Copy one group or array, at most `slab_bytes` of it at a time."""
     if node.kind == "group":
         if node.path in _SHARED:
             group = target.require_group(node.path) if node.path else target
@@ -225,7 +230,7 @@ def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def _create(target: zarr.Group, node: Node, dtype: Any, chunks: tuple[int, ...]) -> Any:
     """Create the array of a node, every chunk of which carries a checksum."""
     options: dict[str, Any] = {}
-    if target.metadata.zarr_format == 3:  # noqa: PLR2004
+    if target.metadata.zarr_format == 3:
         options["compressors"] = (ZstdCodec(level=3), Crc32cCodec())
     else:
         options["compressors"] = (numcodecs.Zstd(level=3, checksum=True),)

@@ -186,7 +186,7 @@ def _moved(source: h5py.File) -> dict[str, Any]:
     return {
         path: item
         for path, item in found.items()
-        if (isinstance(item, h5py.Dataset) and len(item.shape or ()) == 2)  # noqa: PLR2004
+        if (isinstance(item, h5py.Dataset) and len(item.shape or ()) == 2)
         or "shape" in item.attrs
         or "h5sparse_shape" in item.attrs
     }

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 from dask.utils import parse_bytes
 
 from dask_convert.cluster import default_workers, local_client, prepare_workers
-from dask_convert.run import ConversionResult, Progress, plan_conversion, run_conversion
 from dask_convert.errors import PlanError
 from dask_convert.graph import ClientExecutor, Executor, SynchronousExecutor
 from dask_convert.layout import DEFAULT_CHUNK_NNZ, DEFAULT_CODEC, Codec
 from dask_convert.planning import ConversionPlan, Settings
 from dask_convert.progress import Silent
+from dask_convert.run import ConversionResult, Progress, plan_conversion, run_conversion
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -168,7 +168,9 @@ def convert(
         )
 
 
-def _settings(*, memory: int | str, codec: Codec, codec_level: int | None, **others: object) -> Settings:
+def _settings(
+    *, memory: int | str, codec: Codec, codec_level: int | None, **others: object
+) -> Settings:
     """Settings from what users write."""
     try:
         memory_bytes = parse_bytes(memory)

@@ -35,14 +35,49 @@ class _Command(click.Command):
 def _plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that `plan` and `convert` share."""
     options = (
-        click.option("--memory", default="2GiB", show_default=True, help="What all processes together may use."),
-        click.option("--workers", type=int, help="Worker processes; 0 for none.  [default: one per core]"),
-        click.option("--matrix", "matrices", multiple=True, metavar="NAME", help="Convert only this matrix: X, layers/NAME or raw/X. Repeatable."),
-        click.option("--data-dtype", default="same", show_default=True, help="Type of values: same, auto (smallest exact) or a name."),
-        click.option("--zarr-format", type=click.Choice(["2", "3"]), default="3", show_default=True),
-        click.option("--chunk-nnz", type=int, default=DEFAULT_CHUNK_NNZ, show_default=True, help="Entries per chunk."),
-        click.option("--shard-nnz", type=int, help="Entries per file; 0: one chunk per file.  [default: chosen]"),
-        click.option("--codec", type=click.Choice(["lz4", "zstd", "gzip", "none"]), default=DEFAULT_CODEC, show_default=True),
+        click.option(
+            "--memory",
+            default="2GiB",
+            show_default=True,
+            help="What all processes together may use.",
+        ),
+        click.option(
+            "--workers", type=int, help="Worker processes; 0 for none.  [default: one per core]"
+        ),
+        click.option(
+            "--matrix",
+            "matrices",
+            multiple=True,
+            metavar="NAME",
+            help="Convert only this matrix: X, layers/NAME or raw/X. Repeatable.",
+        ),
+        click.option(
+            "--data-dtype",
+            default="same",
+            show_default=True,
+            help="Type of values: same, auto (smallest exact) or a name.",
+        ),
+        click.option(
+            "--zarr-format", type=click.Choice(["2", "3"]), default="3", show_default=True
+        ),
+        click.option(
+            "--chunk-nnz",
+            type=int,
+            default=DEFAULT_CHUNK_NNZ,
+            show_default=True,
+            help="Entries per chunk.",
+        ),
+        click.option(
+            "--shard-nnz",
+            type=int,
+            help="Entries per file; 0: one chunk per file.  [default: chosen]",
+        ),
+        click.option(
+            "--codec",
+            type=click.Choice(["lz4", "zstd", "gzip", "none"]),
+            default=DEFAULT_CODEC,
+            show_default=True,
+        ),
         click.option("--codec-level", type=int, help="[default: lz4 5, zstd 1, gzip 4]"),
     )
     for option in reversed(options):
@@ -60,11 +95,22 @@ def main() -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
 @_plan_options
-@click.option("--scratch", type=click.Path(path_type=Path), help="Where to keep fragments.  [default: beside TARGET]")
+@click.option(
+    "--scratch",
+    type=click.Path(path_type=Path),
+    help="Where to keep fragments.  [default: beside TARGET]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace TARGET if dask-convert made it.")
-@click.option("--dashboard-address", default="127.0.0.1:0", show_default=True, help="Host and port of the dask dashboard; 'none' for no dashboard.")
+@click.option(
+    "--dashboard-address",
+    default="127.0.0.1:0",
+    show_default=True,
+    help="Host and port of the dask dashboard; 'none' for no dashboard.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
-def convert(source: Path, target: Path, dashboard_address: str, quiet: bool, **options: Any) -> None:
+def convert(
+    source: Path, target: Path, dashboard_address: str, quiet: bool, **options: Any
+) -> None:
     """Convert SOURCE (.h5ad) to TARGET (.zarr).
 
     Example: dask-convert convert cells.h5ad genes.zarr --memory 4GiB
@@ -103,10 +149,18 @@ def plan(source: Path, as_json: bool, **options: Any) -> None:
 
 
 @main.command(cls=_Command)
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False), default=Path("dask-convert-demo"))
-@click.option("--n-obs", type=click.IntRange(min=1), default=20_000, show_default=True, help="Cells.")
-@click.option("--n-vars", type=click.IntRange(min=1), default=8_000, show_default=True, help="Genes.")
-@click.option("--memory", default="2GiB", show_default=True, help="What all processes together may use.")
+@click.argument(
+    "directory", type=click.Path(path_type=Path, file_okay=False), default=Path("dask-convert-demo")
+)
+@click.option(
+    "--n-obs", type=click.IntRange(min=1), default=20_000, show_default=True, help="Cells."
+)
+@click.option(
+    "--n-vars", type=click.IntRange(min=1), default=8_000, show_default=True, help="Genes."
+)
+@click.option(
+    "--memory", default="2GiB", show_default=True, help="What all processes together may use."
+)
 @click.option("--workers", type=int, help="Worker processes; 0 for none.  [default: one per core]")
 def demo(directory: Path, n_obs: int, n_vars: int, memory: str, workers: int | None) -> None:
     """Make an example, convert it, check it against scipy and read a gene.

@@ -72,7 +72,7 @@ def prepare_workers() -> None:
 
 
 def _start_method() -> dict[str, str]:
-    """dask's setting for how workers start; forking is safe from a single-threaded server."""
+    """Dask's setting for how workers start; forking is safe from a single-threaded server."""
     if sys.platform != "linux":
         return {}
     return {"distributed.worker.multiprocessing-method": "forkserver"}
@@ -94,7 +94,8 @@ def local_client(plan: ConversionPlan, dashboard_address: str | None) -> Iterato
     settings = plan.settings
     share = max((settings.memory - plan.projected_bytes) // settings.workers, 0)
     with (
-        dask.config.set(_SETTINGS), dask.config.set(_start_method()),
+        dask.config.set(_SETTINGS),
+        dask.config.set(_start_method()),
         tempfile.TemporaryDirectory(prefix="dask-convert-") as directory,
         LocalCluster(
             n_workers=settings.workers,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def _compare(source: Path, target: Path) -> None:
     import zarr
 
     expected = anndata.read_h5ad(source).X.tocsc()
-    stored = zarr.open_group(str(target), mode="r")["X"]
+    stored: Any = zarr.open_group(str(target), mode="r")["X"]
     for member in ("indptr", "indices", "data"):
         got, wanted = np.asarray(stored[member]), getattr(expected, member)
         if not np.array_equal(got, wanted):
@@ -80,7 +81,7 @@ def _read_gene(target: Path) -> str:
     import pandas as pd
     import zarr
 
-    group = zarr.open_group(str(target), mode="r")
+    group: Any = zarr.open_group(str(target), mode="r")
     matrix = anndata.io.sparse_dataset(group["X"])
     genes = pd.Index(anndata.io.read_elem(group["var"]).index)
     number = int(np.argmax(np.diff(np.asarray(group["X"]["indptr"]))))

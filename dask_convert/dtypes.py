@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,7 +19,12 @@ SUPPORTED = ("b1", *(f"{k}{n}" for k in "iu" for n in (1, 2, 4, 8)), "f2", "f4",
 # What `auto` tries, smallest first, unsigned before signed before float. float16 is left out:
 # scipy, and with it anndata, has no sparse matrices of it.
 _INTEGERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
-_SMALLER = {"f": ("u1", "i1", "u2", "i2", "u4", "i4", "f4"), "i": _INTEGERS, "u": _INTEGERS, "c": ("c8",)}
+_SMALLER = {
+    "f": ("u1", "i1", "u2", "i2", "u4", "i4", "f4"),
+    "i": _INTEGERS,
+    "u": _INTEGERS,
+    "c": ("c8",),
+}
 
 
 def auto_dtypes(data_dtype: np.dtype[np.generic]) -> tuple[np.dtype[np.generic], ...]:
@@ -81,7 +88,7 @@ def exact_mask(
         if not mask >> number & 1:
             continue
         if small and dtype.kind in "iu":
-            holds = largest <= np.iinfo(dtype).max
+            holds = largest <= np.iinfo(dtype.str).max
         else:
             holds = always_exact(payload, dtype) or first_changed(values, dtype) < 0
         mask &= ~(0 if holds else 1 << number)
@@ -111,9 +118,9 @@ def requested_dtype(name: str, data_dtype: np.dtype[np.generic]) -> np.dtype[np.
     return dtype
 
 
-def _inside(numbers: NDArray[np.generic], integer: np.dtype[np.generic]) -> NDArray[np.bool]:
+def _inside(numbers: NDArray[Any], integer: np.dtype[np.generic]) -> NDArray[np.bool]:
     """Which numbers lie in the range of an integer type."""
-    limits = np.iinfo(integer)
+    limits = np.iinfo(integer.str)
     exact = numbers.astype(np.float64) if numbers.dtype.kind == "f" else numbers
     return (exact >= limits.min) & (exact < limits.max + 1)
 

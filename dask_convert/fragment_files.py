@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -104,7 +104,7 @@ class FragmentFile:
             raise FragmentError(msg) from error
         self._file_bytes = os.fstat(self._descriptor).st_size
 
-    def __enter__(self) -> FragmentFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -138,9 +138,7 @@ class FragmentFile:
         )
         counts = self._array("<u4", layout.counts_offset, columns.start, columns.stop)
         before = 1 if numbers[0] else 0  # a fragment begins where the one before it ends
-        table = self._array(
-            TABLE_DTYPE, layout.table_offset, numbers[0] - before, numbers[-1] + 1
-        )
+        table = self._array(TABLE_DTYPE, layout.table_offset, numbers[0] - before, numbers[-1] + 1)
         ends = table["end"].astype(np.int64)
         starts = ends[:-1] if before else np.concatenate([[0], ends[:-1]])
         ends, checksums = ends[before:], table["crc32c"][before:]
@@ -170,8 +168,13 @@ class FragmentFile:
         return np.frombuffer(read, dtype)
 
     def _read(self, offset: int, size: int) -> bytes:
-        if offset + size > self._file_bytes:  # before memory is asked for: a damaged table says anything
-            msg = f"{self._name}: ends at {self._file_bytes}, before byte {offset + size}: it was cut short or damaged"
+        if (
+            offset + size > self._file_bytes
+        ):  # before memory is asked for: a damaged table says anything
+            msg = (
+                f"{self._name}: ends at {self._file_bytes}, before byte {offset + size}: "
+                "it was cut short or damaged"
+            )
             raise FragmentError(msg)
         read = os.pread(self._descriptor, size, offset)
         self.read_bytes += len(read)

@@ -108,7 +108,7 @@ def decode_head(layout: FragmentLayout, encoded: bytes, name: str) -> Head:
 
 
 def decode_fixed(encoded: bytes, name: str) -> tuple[int, int, np.dtype[Any]]:
-    """Entries of the block, its pages and the type of its values, from the first `FRAGMENT_FIXED_BYTES` of the head.
+    """Entries of the block, its pages and the type of its values, from the head's fixed part.
 
     Raises
     ------
@@ -177,7 +177,9 @@ def decode_fragment(
         n_records = int(paged.page_counts.sum(dtype=np.int64))
         records: PagedRecords | Records = paged
     else:
-        words = np.frombuffer(blosc.decompress(encoded) if len(encoded) else b"", word_dtype(payload))
+        words = np.frombuffer(
+            blosc.decompress(encoded) if len(encoded) else b"", word_dtype(payload)
+        )
         n_words = record_words(payload)
         records = words if n_words == 1 else words.reshape(-1, n_words)
         n_records = len(records)

@@ -1,9 +1,9 @@
-"""From a plan to a dask graph, and from a graph to results: N + 1 + M tasks, no data touched.
+r"""From a plan to a dask graph, and from a graph to results: N + 1 + M tasks, no data touched.
 
     split-0  split-1  …  split-N          one per row block
-        \\       |        /
+        \       |        /
              barrier
-        /       |        \\
+        /       |        \
     combine-0  combine-1  …  combine-M    one per region
 
 The same graph runs on a client's cluster or, task after task, in the calling process.
@@ -15,8 +15,8 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-import dask
 from dask.callbacks import Callback
+from dask.local import get_sync
 
 from dask_convert.planning import MatrixPlan
 from dask_convert.tasks import (
@@ -66,7 +66,7 @@ class SynchronousExecutor:
     def run(self, graph: Graph, on_report: OnReport) -> None:
         """See `Executor.run`."""
         with Callback(posttask=lambda _key, result, *_: on_report(result)):
-            dask.get(graph, list(graph))
+            get_sync(graph, list(graph))
 
 
 class ClientExecutor:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import deflate
 import h5py
@@ -225,7 +225,7 @@ class MemberReader:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self._files.callback(os.close, self._descriptor)
 
-    def __enter__(self) -> MemberReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -306,18 +306,35 @@ def member_dataset(file: h5py.File, path: str, filters: tuple[str, ...]) -> h5py
     Raises
     ------
     SourceError
-        A filter that the array needs is not available.
+        A filter that the array needs is not available, or parts of it were never written.
     """
     dataset = file[path]
-    if not set(filters) <= set(_FILTER_NAMES.values()) - {"blosc", "zstd", "lz4", "blosc2", "bitshuffle"}:
-        import hdf5plugin  # noqa: F401, PLC0415  (registers its filters; slow and rarely needed)
+    if not set(filters) <= set(_FILTER_NAMES.values()) - {
+        "blosc",
+        "zstd",
+        "lz4",
+        "blosc2",
+        "bitshuffle",
+    }:
+        import hdf5plugin  # noqa: F401  (registers its filters; slow and rarely needed)
     properties = dataset.id.get_create_plist()
     for number in range(properties.get_nfilters()):
         code = properties.get_filter(number)[0]
         if not h5py.h5z.filter_avail(code):
             msg = f"{path}: HDF5 filter {_FILTER_NAMES.get(code, code)!r} is not available here"
             raise SourceError(msg)
+    if _missing_parts(dataset):
+        msg = f"{path}: a part of it was never written, and HDF5 would read zeros there"
+        raise SourceError(msg)
     return dataset
+
+
+def _missing_parts(dataset: h5py.Dataset) -> bool:
+    """Whether HDF5 would make up some of the elements."""
+    if dataset.chunks:
+        return bool(dataset.id.get_num_chunks() < -(-dataset.size // dataset.chunks[0]))
+    elsewhere = dataset.is_virtual or dataset.external is not None
+    return bool(dataset.size and not elsewhere and not dataset.id.get_storage_size())
 
 
 def _matrix_source(name: str, group: h5py.Group) -> MatrixSource:
@@ -364,13 +381,17 @@ def _array_source(dataset: h5py.Dataset) -> ArraySource:
     filters = tuple(_FILTER_NAMES.get(code, str(code)) for code in codes)
     in_file = not dataset.is_virtual and dataset.external is None
     placed = dataset.chunks is not None or dataset.id.get_offset() is not None
+    # HDF5 has numbers that numpy has not, of 20 bits say; h5py converts them, a plain read doesn't.
+    plain = dataset.id.get_type() == h5py.h5t.py_create(dataset.dtype, logical=True)
     return ArraySource(
         dtype=np.dtype(bool).str if dataset.dtype == bool else dataset.dtype.str,
         length=int(dataset.shape[0]),
         chunk_length=int(dataset.chunks[0]) if dataset.chunks else 0,
         stored_bytes=int(dataset.id.get_storage_size()),
         filters=filters,
-        raw=filters in _RAW_PIPELINES and in_file and placed and not dataset.file.userblock_size,
+        raw=filters in _RAW_PIPELINES
+        and (in_file and placed and plain)
+        and not dataset.file.userblock_size,
     )
 
 

@@ -29,7 +29,9 @@ def _kernel(function: _F) -> _F:
 
 
 @_kernel
-def check_indices(indices: NDArray[np.integer[Any]], n_vars: int, checked: NDArray[np.int32]) -> int:
+def check_indices(
+    indices: NDArray[np.integer[Any]], n_vars: int, checked: NDArray[np.int32]
+) -> int:
     """Copy column indices to int32, each within ``[0, n_vars)``; O(n).
 
     Returns the position of the first that is not, or -1. `checked` (same length) holds
@@ -194,7 +196,7 @@ def scatter_paged(
 def unpage(
     records: NDArray[np.uint16],
     starts: NDArray[np.uint32],
-    page_counts: NDArray[np.uint16],
+    page_counts: _U,
     words: NDArray[np.uint32],
 ) -> None:
     """Turn paged records into one-word records, escapes not yet resolved; O(n).
@@ -238,10 +240,10 @@ def place_paged(
     """
     k = 0
     for column in range(page_counts.shape[0]):
-        place = cursors[column]
+        place = int(cursors[column])
         base = first_row
         for page in range(page_counts.shape[1]):
-            count = np.int64(page_counts[column, page])
+            count = int(page_counts[column, page])
             low = min(max(0, -place), count)
             high = max(min(count, length - place), low)
             run = records[k + low : k + high]
@@ -290,8 +292,8 @@ def place_words(
     mask = (np.uint64(1) << shift) - np.uint64(1)
     k = 0
     for column in range(counts.size):
-        place = cursors[column]
-        count = np.int64(counts[column])
+        place = int(cursors[column])
+        count = int(counts[column])
         low = min(max(0, -place), count)
         high = max(min(count, length - place), low)
         run = records[k + low : k + high]
@@ -318,8 +320,8 @@ def place_wide(
     """As `place_words`, for records of several words: shapes (n, 1 + w), (length, w)."""
     k = 0
     for column in range(counts.size):
-        place = cursors[column]
-        count = np.int64(counts[column])
+        place = int(cursors[column])
+        count = int(counts[column])
         low = max(0, -place)
         high = min(count, length - place)
         for i in range(low, high):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import msgspec
 import psutil
@@ -84,19 +85,24 @@ class PeakMemory:
         Between two samples.
     """
 
-    def __init__(self, measure: Callable[[], int] = tree_bytes, interval_seconds: float = 0.2) -> None:
+    def __init__(
+        self, measure: Callable[[], int] = tree_bytes, interval_seconds: float = 0.2
+    ) -> None:
         self.peak_bytes = 0
         self._measure = measure
         self._interval_seconds = interval_seconds
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
 
-    def __enter__(self) -> PeakMemory:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._done.set()
         self._thread.join()

@@ -111,16 +111,15 @@ class BlockRecords:
     def _narrow(self, values: NDArray[Any]) -> NDArray[Any]:
         """The values as payload bits, after widening the payload until they fit."""
         while (bits := narrowed(values, self.payload)) is None:
-            if self._pages is not None:
-                self._leave_pages()
+            self._leave_pages()
             self._widen(self._payloads[0], self._payloads[1])
             del self._payloads[0]
         return bits
 
     def _leave_pages(self) -> None:
-        assert self._pages is not None
-        self._pages.to_words(self._cursors, self._view(self.payload))
-        self._pages = None
+        if self._pages is not None:
+            self._pages.to_words(self._cursors, self._view(self.payload))
+            self._pages = None
 
     def _widen(self, old: np.dtype[Any], new: np.dtype[Any]) -> None:
         # From the end: a wide record never lies on a narrow one that is still to be read.
@@ -141,9 +140,7 @@ class BlockRecords:
 class _Pages:
     """The paged records of a row block while they are being collected."""
 
-    def __init__(
-        self, nnz: int, row_ends: NDArray[np.int64], starts: NDArray[np.uint32]
-    ) -> None:
+    def __init__(self, nnz: int, row_ends: NDArray[np.int64], starts: NDArray[np.uint32]) -> None:
         self._row_ends = row_ends
         self._starts = starts
         self._records = np.empty(nnz, np.uint16)
@@ -232,5 +229,3 @@ def narrowed(values: NDArray[Any], payload: np.dtype[Any]) -> NDArray[Any] | Non
         narrow = values.astype(payload)
         same = np.array_equal(narrow.astype(values.dtype).view(bits.dtype), bits)
     return payload_bits(narrow) if same else None
-
-

@@ -13,15 +13,16 @@ that the budget would have given. Where the budget is the tighter bound it decid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from math import isqrt
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from dask_convert import memory
+from dask_convert.dtypes import requested_dtype
 from dask_convert.errors import MemoryBudgetError, PlanError
 from dask_convert.layout import (
     DEFAULT_CHUNK_NNZ,
@@ -48,7 +49,6 @@ MIN_PAGE_RECORDS = 4
 MAX_SHARDS = 128
 MIN_SHARD_NNZ = 2**20
 MAX_SHARD_NNZ = 2**24
-
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,12 +247,14 @@ def conversion_plan(
     """
     check_settings(settings)
     matrices = tuple(matrices)
-    least_task = max((_least_task_bytes(source, rows, settings) for source, rows in matrices), default=0)
+    least_task = max(
+        (_least_task_bytes(source, rows, settings) for source, rows in matrices), default=0
+    )
     least = memory.total_bytes(least_task, settings.workers, annotation_bytes)
     if settings.memory < least:
         msg = (
-            f"a memory budget of {-(-settings.memory // memory.MIB):,} MiB is too small for this file "
-            f"with {settings.workers} workers: the least is {-(-least // memory.MIB):,} MiB; "
+            f"a memory budget of {-(-settings.memory // memory.MIB):,} MiB is too small for this "
+            f"file with {settings.workers} workers: the least is {-(-least // memory.MIB):,} MiB; "
             "give more memory or fewer workers"
         )
         raise MemoryBudgetError(msg, least)
@@ -269,9 +271,16 @@ def check_settings(settings: Settings) -> None:
     PlanError
         Names the setting, its value and the rule.
     """
-    if settings.chunk_nnz < 1:
-        msg = f"chunk_nnz is {settings.chunk_nnz}: it must be at least 1"
-        raise PlanError(msg)
+    for name in ("chunk_nnz", "block_nnz", "region_nnz", "column_width"):
+        size = getattr(settings, name)
+        if size is not None and size < 1:
+            msg = f"{name} is {size}: it must be at least 1"
+            raise PlanError(msg)
+    for name, known in (("zarr_format", (2, 3)), ("codec", get_args(Codec))):
+        if getattr(settings, name) not in known:
+            msg = f"{name} is {getattr(settings, name)!r}: it must be one of {known}"
+            raise PlanError(msg)
+    requested_dtype(settings.data_dtype, np.dtype(np.float64))
     shard = settings.shard_nnz
     if shard and (shard < 0 or shard % settings.chunk_nnz):
         msg = f"shard_nnz is {shard}: it must be 0 or a multiple of chunk_nnz, {settings.chunk_nnz}"
@@ -282,8 +291,8 @@ def check_settings(settings: Settings) -> None:
     if settings.workers < 0:
         msg = f"workers is {settings.workers}: it must be 0 or more"
         raise PlanError(msg)
-    if settings.codec_level < 0 or settings.codec_level > (22 if settings.codec == "zstd" else 9):
-        msg = f"codec_level is {settings.codec_level}: outside what {settings.codec} knows"
+    if not 0 <= settings.codec_level <= 9:
+        msg = f"codec_level is {settings.codec_level}: {settings.codec} knows 0 to 9 here"
         raise PlanError(msg)
 
 
@@ -346,9 +355,7 @@ def _matrix_plan(
     )
 
 
-def _block_nnz(
-    source: MatrixSource, rows: RowIndex, settings: Settings, budget_bytes: int
-) -> int:
+def _block_nnz(source: MatrixSource, rows: RowIndex, settings: Settings, budget_bytes: int) -> int:
     """Entries of the largest row block: what is wished, what fits, evenly for the workers."""
     longest = max(rows.longest_row_nnz, 1)
     if settings.block_nnz:
@@ -392,7 +399,11 @@ def _target_layout(
 
     def layout(shard_nnz: int) -> TargetLayout:
         return TargetLayout(
-            settings.zarr_format, settings.chunk_nnz, shard_nnz, settings.codec, settings.codec_level
+            settings.zarr_format,
+            settings.chunk_nnz,
+            shard_nnz,
+            settings.codec,
+            settings.codec_level,
         )
 
     if settings.shard_nnz == 0 or settings.zarr_format == 2:
@@ -444,9 +455,7 @@ def _least_task_bytes(source: MatrixSource, rows: RowIndex, settings: Settings) 
     )
 
 
-def _largest(
-    needed_bytes: Callable[[int], int], low: int, high: int, budget_bytes: int
-) -> int:
+def _largest(needed_bytes: Callable[[int], int], low: int, high: int, budget_bytes: int) -> int:
     """The largest size in ``[low, high]`` whose need fits the budget; `low` if none does."""
     while low < high:
         middle = (low + high + 1) // 2

@@ -108,4 +108,5 @@ def pack_records(
         return np.column_stack([rows.astype(np.uint64), payload_bits(values)])
     word = word_dtype(values.dtype).type
     shift = word(np.dtype(word).itemsize * 4)
-    return (payload_bits(values).astype(word) << shift) | rows.astype(word)
+    records: Records = (payload_bits(values).astype(word) << shift) | rows.astype(word)
+    return records

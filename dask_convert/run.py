@@ -32,7 +32,7 @@ from dask_convert.layout import MatrixSource
 from dask_convert.meters import Meters, PeakMemory
 from dask_convert.planning import ConversionPlan, MatrixPlan, Settings, conversion_plan
 from dask_convert.scratch import MatrixScratch, make_scratch, published, remove_scratch, save_array
-from dask_convert.tasks import BarrierReport, CombineReport, Job, SplitReport
+from dask_convert.tasks import BarrierReport, Job, SplitReport
 from dask_convert.zarr_csc import describe_matrix, finalise, made_by_us
 
 
@@ -185,7 +185,9 @@ def run_conversion(
             progress.start(plan)
             try:
                 results = tuple(
-                    _run_matrix(Job(str(source), str(scratch), str(partial), n), m, run, root, progress)
+                    _run_matrix(
+                        Job(str(source), str(scratch), str(partial), n), m, run, root, progress
+                    )
                     for n, m in enumerate(plan.matrices)
                 )
                 copying.result()
@@ -216,9 +218,12 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     if target.is_symlink() or not target.is_dir() or not made_by_us(target):
         msg = f"{target} was not made by dask_convert, so it is not replaced: remove it yourself"
         raise TargetError(msg)
-    foreign = next((path for path in sorted(target.rglob("*")) if not _is_zarr_key(path, target)), None)
+    foreign = next(
+        (path for path in sorted(target.rglob("*")) if not _is_zarr_key(path, target)), None
+    )
     if foreign is not None:
-        msg = f"{target} holds {foreign.relative_to(target)}, which is no part of a store: remove it yourself"
+        name = foreign.relative_to(target)
+        msg = f"{target} holds {name}, which is no part of a store: remove it yourself"
         raise TargetError(msg)
 
 

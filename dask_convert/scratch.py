@@ -13,7 +13,6 @@ that is whole, and two attempts at the same task cannot disturb each other.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import uuid
@@ -41,7 +40,7 @@ class MatrixScratch(msgspec.Struct, frozen=True):
 
     @property
     def indptr(self) -> Path:
-        """indptr of the target; int64."""
+        """Indptr of the target; int64."""
         return Path(self.directory, "indptr.npy")
 
     def chunks(self, member: str) -> Path:
@@ -86,9 +85,9 @@ def published(path: Path) -> Iterator[BinaryIO]:
     """
     attempt = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with open(attempt, "xb", buffering=0) as file:
+        with attempt.open("xb", buffering=0) as file:
             yield file
-        os.replace(attempt, path)
+        attempt.replace(path)
     except OSError as error:
         if error.errno in (28, 122):  # ENOSPC, EDQUOT
             free = shutil.disk_usage(path.parent).free

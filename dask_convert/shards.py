@@ -35,7 +35,7 @@ Slice = Callable[[int, int], NDArray[Any]]
 
 def blosc_shuffle(itemsize: int) -> int:
     """Bit planes for single bytes, byte planes for longer elements."""
-    return blosc.BITSHUFFLE if itemsize == 1 else blosc.SHUFFLE
+    return int(blosc.BITSHUFFLE if itemsize == 1 else blosc.SHUFFLE)
 
 
 def chunk_encoder(layout: TargetLayout) -> Encode:
@@ -51,7 +51,9 @@ def chunk_encoder(layout: TargetLayout) -> Encode:
     return with_checksum
 
 
-def write_region(array_directory: Path, layout: TargetLayout, region: Region, elements: Slice) -> int:
+def write_region(
+    array_directory: Path, layout: TargetLayout, region: Region, elements: Slice
+) -> int:
     """Write all files of one array that a region covers.
 
     Parameters

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from dask_convert.run import ConversionResult, MatrixResult
 from dask_convert.planning import ConversionPlan, MatrixPlan
+from dask_convert.run import ConversionResult, MatrixResult
 
 
 def bytes_text(n_bytes: int) -> str:

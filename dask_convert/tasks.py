@@ -34,6 +34,7 @@ from dask_convert.records import native_dtype
 from dask_convert.scratch import MatrixScratch, save_array
 from dask_convert.shards import write_region
 
+
 class Job(msgspec.Struct, frozen=True):
     """Where a matrix's conversion takes place; small, and sent along with every task.
 
@@ -124,7 +125,9 @@ def split(job: Job, number: int) -> SplitReport:
     plan = job.plan
     block = plan.blocks[number]
     meters = Meters()
-    row_ends = np.load(job.files.row_ends, mmap_mode="r")[block.start : block.stop] - block.start_nnz
+    row_ends = (
+        np.load(job.files.row_ends, mmap_mode="r")[block.start : block.stop] - block.start_nnz
+    )
     indices = np.empty(block.nnz, np.int32)
     counts = np.zeros(plan.source.n_vars, np.uint32)
     for position, piece in _pieces(job, "indices", block, meters):
@@ -141,8 +144,9 @@ def split(job: Job, number: int) -> SplitReport:
         changed = policy.check(piece, records.payload)
         if changed >= 0:
             at = position + changed
-            msg = _changed_value(plan, block, row_ends, at, int(indices[at]), piece[changed])
-            raise DtypeError(f"{msg}: {policy.requested} cannot hold it exactly; choose another data_dtype")
+            what = _changed_value(plan, block, row_ends, at, int(indices[at]), piece[changed])
+            msg = f"{what}: {policy.requested} cannot hold it exactly; choose another data_dtype"
+            raise DtypeError(msg)
     with meters.step("write fragments"):
         path = job.files.block(number)
         written = write_fragment_file(
@@ -168,7 +172,8 @@ def barrier(job: Job, reports: Sequence[SplitReport]) -> BarrierReport:
             with FragmentFile(job.files.block(number), plan.fragment_layout) as file:
                 head = file.head()
             if head.nnz != block.nnz or int(head.counts.sum(dtype=np.int64)) != block.nnz:
-                msg = f"{job.files.block(number)}: holds {head.nnz} entries, the plan says {block.nnz}"
+                name = job.files.block(number)
+                msg = f"{name}: holds {head.nnz} entries, the plan says {block.nnz}"
                 raise FragmentError(msg)
             indptr[1:] += head.counts
         np.cumsum(indptr, out=indptr)
@@ -254,7 +259,7 @@ class _DtypePolicy:
             mask = dtypes.exact_mask(values, payload, self._candidates, self.exact_dtypes)
             self.exact_dtypes = mask
             return -1
-        if np.can_cast(payload, self.requested, "safe"):
+        if dtypes.always_exact(payload, self.requested):
             return -1  # all values have proved to fit the payload
         return dtypes.first_changed(values, self.requested)
 

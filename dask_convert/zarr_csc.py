@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numcodecs
 import numpy as np
@@ -92,17 +92,15 @@ def _compressors(layout: TargetLayout, itemsize: int) -> Any:
     """The codecs that `dask_convert.shards` writes, as zarr-python names them."""
     level = layout.codec_level
     if layout.zarr_format == 2:
-        return {
-            "none": lambda: None,
-            "gzip": lambda: numcodecs.GZip(level),
-        }.get(
-            layout.codec,
-            lambda: numcodecs.Blosc(layout.codec, level, blosc_shuffle(itemsize)),
-        )()
+        if layout.codec == "none":
+            return None
+        if layout.codec == "gzip":
+            return numcodecs.GZip(level)
+        return numcodecs.Blosc(layout.codec, level, blosc_shuffle(itemsize))
     if layout.codec == "none":
         return (Crc32cCodec(),)
     if layout.codec == "gzip":
         return (GzipCodec(level=level), Crc32cCodec())
-    shuffle = "bitshuffle" if itemsize == 1 else "shuffle"
+    shuffle: Literal["bitshuffle", "shuffle"] = "bitshuffle" if itemsize == 1 else "shuffle"
     blosc = BloscCodec(cname=layout.codec, clevel=level, shuffle=shuffle, typesize=itemsize)
     return (blosc, Crc32cCodec())

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracle import assert_same_bits, read_csc
@@ -72,6 +72,7 @@ def test_zarr_reads_what_was_written(
 
 
 @pytest.mark.parametrize(("zarr_format", "sharded"), LAYOUTS, ids=LAYOUT_IDS)
+@settings(max_examples=25)
 @given(st.integers(0, 100), st.integers(1, 4), st.integers(1, 12))
 def test_any_length_comes_back(
     tmp_path_factory: pytest.TempPathFactory,
@@ -121,7 +122,7 @@ def test_zarr_notices_every_flipped_byte_of_a_chunk(tmp_path: Path, codec: str, 
         damaged = bytearray(content)
         damaged[position] ^= 1
         path.write_bytes(damaged)
-        with pytest.raises(Exception, match=r".*"):  # whatever zarr calls it
+        with pytest.raises(ValueError, match="checksum"):
             array[:]
 
 
