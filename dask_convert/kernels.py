@@ -78,45 +78,60 @@ def narrow_to_uint16(values: NDArray[Any], bits: _U, narrowed: NDArray[np.uint16
 
 
 @_kernel
+def count_descents(indices: NDArray[np.int32]) -> int:
+    """How many elements are less than the one before; O(n)."""
+    descents = 0
+    for k in range(1, indices.size):
+        descents += indices[k] < indices[k - 1]
+    return descents
+
+
+@_kernel
 def scatter_words(
     indices: NDArray[np.int32],
     payload: _U,
+    next_entries: NDArray[np.uint32],
     row_ends: NDArray[np.int64],
-    first_row: int,
-    start: int,
+    tile_columns: int,
     cursors: NDArray[np.uint32],
     shift: np.uint64,
     records: _U,
 ) -> None:
-    """Put entries into column order as one-word records; O(n), stable.
+    """Put a row block's entries into column order as one-word records; O(n), stable.
+
+    Goes over the rows once for every tile of columns, so that the places written to at a
+    time fit the cache: a tile's part of a row is a run, if columns ascend within rows. If
+    they don't, one tile must span all columns.
 
     Parameters
     ----------
     indices, payload
-        Columns and payload bits of entries ``[start, start + n)`` of the row block.
-    row_ends
-        Where each row of the block ends, as a position in the block.
-    first_row
-        The row that holds entry `start`.
+        Columns and payload bits of all entries.
+    next_entries, row_ends
+        Where each row begins, and ends, in the block. The former is used up.
+    tile_columns
+        Width of a tile.
     cursors
-        For each column, where its next record goes; advanced.
+        For each column, where its first record goes; advanced.
     shift
         Bits of the row half of a record: 16 or 32.
     records
         All records of the block.
     """
-    k = np.uint64(0)
-    n = np.uint64(indices.size)
-    row = np.uint64(first_row)
-    while k < n:
-        end = min(n, np.uint64(row_ends[row] - start))
-        while k < end:
-            column = np.uint32(indices[k])
-            place = cursors[column]
-            cursors[column] = place + np.uint32(1)
-            records[place] = (np.uint64(payload[k]) << shift) | row
-            k += np.uint64(1)
-        row += np.uint64(1)
+    for start in range(0, cursors.size, tile_columns):
+        stop = np.uint32(min(start + tile_columns, cursors.size))
+        for row in range(row_ends.size):
+            k = np.uint64(next_entries[row])
+            end = np.uint64(row_ends[row])
+            while k < end:
+                column = np.uint32(indices[k])
+                if column >= stop:
+                    break
+                place = cursors[column]
+                cursors[column] = place + np.uint32(1)
+                records[place] = (np.uint64(payload[k]) << shift) | np.uint64(row)
+                k += np.uint64(1)
+            next_entries[row] = k
 
 
 @_kernel
@@ -124,17 +139,13 @@ def scatter_wide(
     indices: NDArray[np.int32],
     payload: _U,
     row_ends: NDArray[np.int64],
-    first_row: int,
-    start: int,
     cursors: NDArray[np.uint32],
     records: _U,
 ) -> None:
     """As `scatter_words`, for payload and records of several words: shapes (n, w), (n, 1 + w)."""
     k = 0
-    row = first_row
-    while k < indices.size:
-        end = min(indices.size, row_ends[row] - start)
-        while k < end:
+    for row in range(row_ends.size):
+        while k < row_ends[row]:
             column = np.uint32(indices[k])
             place = cursors[column]
             cursors[column] = place + np.uint32(1)
@@ -142,54 +153,43 @@ def scatter_wide(
             for word in range(payload.shape[1]):
                 records[place, 1 + word] = payload[k, word]
             k += 1
-        row += 1
 
 
 @_kernel
 def scatter_paged(
     indices: NDArray[np.int32],
     payload: _U,
+    next_entries: NDArray[np.uint32],
     row_ends: NDArray[np.int64],
-    first_row: int,
-    start: int,
+    tile_columns: int,
     cursors: NDArray[np.uint32],
+    page_ends: NDArray[np.uint32],
     records: NDArray[np.uint16],
-    escape_places: NDArray[np.uint32],
-    escape_values: NDArray[np.uint16],
-    n_escapes: int,
-) -> int:
-    """As `scatter_words`, for the records of `dask_convert.pages`; O(n), stable.
+) -> None:
+    """As `scatter_words`, for the records of `dask_convert.pages`.
 
-    Parameters
-    ----------
-    escape_places, escape_values
-        Filled from `n_escapes` on, in the order of entries; must have room.
-
-    Returns
-    -------
-        Number of escapes after these entries.
+    `page_ends`, of shape (pages, n_vars), is given the cursors as they are after each page.
     """
     escape = np.uint32(255)
-    k = np.uint64(0)
-    n = np.uint64(indices.size)
-    row = np.uint64(first_row)
-    while k < n:
-        end = min(n, np.uint64(row_ends[row] - start))
-        row_in_page = np.uint32(row & np.uint64(255))
-        while k < end:
-            column = np.uint32(indices[k])
-            place = cursors[column]
-            cursors[column] = place + np.uint32(1)
-            value = np.uint32(payload[k])
-            if value >= escape:
-                escape_places[n_escapes] = place
-                escape_values[n_escapes] = value
-                n_escapes += 1
-                value = escape
-            records[place] = (value << np.uint32(8)) | row_in_page
-            k += np.uint64(1)
-        row += np.uint64(1)
-    return n_escapes
+    last_in_page = np.uint32(255)
+    for start in range(0, cursors.size, tile_columns):
+        stop = min(start + tile_columns, cursors.size)
+        tile_end = np.uint32(stop)
+        for row in range(row_ends.size):
+            k = np.uint64(next_entries[row])
+            end = np.uint64(row_ends[row])
+            row_in_page = np.uint32(row) & last_in_page
+            while k < end:
+                column = np.uint32(indices[k])
+                if column >= tile_end:
+                    break
+                place = cursors[column]
+                cursors[column] = place + np.uint32(1)
+                records[place] = (min(np.uint32(payload[k]), escape) << np.uint32(8)) | row_in_page
+                k += np.uint64(1)
+            next_entries[row] = k
+            if row_in_page == last_in_page or row == row_ends.size - 1:
+                page_ends[row // 256, start:stop] = cursors[start:stop]
 
 
 @_kernel

@@ -41,7 +41,7 @@ def split_bytes(source: MatrixSource, block_nnz: int, block_rows: int, column_wi
     copies; the per-column tables; one fragment while it is encoded.
     """
     record = widest_record_bytes(source)
-    per_entry = 4 + 2 + record  # indices; paged records, which may turn into words
+    per_entry = 4 + native_dtype(source.data.dtype).itemsize + record
     pages = -(-block_rows // PAGE_ROWS)
     tables = (24 + 8 * pages) * source.n_vars + 24 * (block_rows + 1)
     chunks = 4 * _piece_bytes(source, "data") + 4 * _piece_bytes(source, "indices")

@@ -41,6 +41,7 @@ from dask_convert.records import MAX_BLOCK_ROWS
 PLAN_VERSION = 1
 
 SLICE_RECORDS = 2**16
+LEAST_BLOCK_NNZ = 2**16
 MIN_TASK_NNZ = 2**23
 MAX_TASK_NNZ = 2**26
 FRAGMENT_RECORDS = 2**15
@@ -331,7 +332,7 @@ def _matrix_plan(
 ) -> MatrixPlan:
     block_nnz = _block_nnz(source, rows, settings, budget_bytes)
     max_rows = _max_rows(source, block_nnz)
-    width = settings.column_width or _column_width(source, block_nnz)
+    width = _column_width(source, settings, block_nnz)
     target = _target_layout(source, settings, block_nnz, budget_bytes)
     region_nnz = _region_nnz(source, target, settings, block_nnz, budget_bytes)
     blocks = tuple(row_blocks(rows.row_ends(), block_nnz, max_rows))
@@ -357,16 +358,21 @@ def _matrix_plan(
 
 def _block_nnz(source: MatrixSource, rows: RowIndex, settings: Settings, budget_bytes: int) -> int:
     """Entries of the largest row block: what is wished, what fits, evenly for the workers."""
-    longest = max(rows.longest_row_nnz, 1)
+    least = _least_block_nnz(rows, settings)
     if settings.block_nnz:
-        return max(settings.block_nnz, longest)
-    fitting = _largest(
-        lambda nnz: _sized_split_bytes(source, nnz), longest, MAX_TASK_NNZ, budget_bytes
-    )
+        return least
+
+    def needed_bytes(block_nnz: int) -> int:
+        return _least_bytes_with(source, settings, block_nnz)
+
+    longest = max(rows.longest_row_nnz, 1)
+    fitting = _largest(needed_bytes, least, MAX_TASK_NNZ, budget_bytes)
     wished = min(max(isqrt(source.nnz * SLICE_RECORDS), MIN_TASK_NNZ), fitting)
     count = _even_count(source.nnz, max(wished - longest, longest), settings.workers)
     # Greedy cutting falls short of its limit by up to a row: add one to make `count` blocks do.
-    return min(-(-source.nnz // count) + longest, fitting)
+    chosen = min(-(-source.nnz // count) + longest, fitting)
+    # Smaller blocks may have wider ranges, and so larger fragments, than those that fit.
+    return chosen if needed_bytes(chosen) <= budget_bytes else fitting
 
 
 def _region_nnz(
@@ -379,9 +385,9 @@ def _region_nnz(
     """Entries of a region: whole shards, enough for large slices, evenly for the workers."""
     shard = target.shard_nnz
     if settings.region_nnz:
-        return -(-settings.region_nnz // shard) * shard
+        return _least_region_nnz(target, settings)
     fitting = _largest(
-        lambda shards: _sized_combine_bytes(source, target, shards * shard, block_nnz),
+        lambda shards: _sized_combine_bytes(source, settings, target, shards * shard, block_nnz),
         1,
         max(MAX_TASK_NNZ // shard, 1),
         budget_bytes,
@@ -413,15 +419,17 @@ def _target_layout(
     shard = settings.chunk_nnz
     for doubled in (shard << power for power in range(1, 32)):
         too_many = -(-source.nnz // shard) > MAX_SHARDS and doubled <= MAX_SHARD_NNZ
-        needs = _sized_combine_bytes(source, layout(doubled), doubled, block_nnz)
+        needs = _sized_combine_bytes(source, settings, layout(doubled), doubled, block_nnz)
         if needs > budget_bytes or not (too_many or doubled <= MIN_SHARD_NNZ):
             break
         shard = doubled
     return layout(shard)
 
 
-def _column_width(source: MatrixSource, block_nnz: int) -> int:
+def _column_width(source: MatrixSource, settings: Settings, block_nnz: int) -> int:
     """Columns per range: a power of two that gives fragments of about `FRAGMENT_RECORDS`."""
+    if settings.column_width:
+        return settings.column_width
     wished = source.n_vars * FRAGMENT_RECORDS // max(block_nnz, 1)
     return min(1 << max(wished - 1, 0).bit_length(), max(source.n_vars, 1))
 
@@ -432,27 +440,40 @@ def _max_rows(source: MatrixSource, block_nnz: int) -> int:
     return min(max(4 * mean, 1), MAX_BLOCK_ROWS)
 
 
-def _sized_split_bytes(source: MatrixSource, block_nnz: int) -> int:
-    width = _column_width(source, block_nnz)
+def _sized_split_bytes(source: MatrixSource, settings: Settings, block_nnz: int) -> int:
+    width = _column_width(source, settings, block_nnz)
     return memory.split_bytes(source, block_nnz, _max_rows(source, block_nnz), width)
 
 
 def _sized_combine_bytes(
-    source: MatrixSource, target: TargetLayout, region_nnz: int, block_nnz: int
+    source: MatrixSource, settings: Settings, target: TargetLayout, region_nnz: int, block_nnz: int
 ) -> int:
-    width = _column_width(source, block_nnz)
+    width = _column_width(source, settings, block_nnz)
     max_rows = _max_rows(source, block_nnz)
     return memory.combine_bytes(source, target, region_nnz, block_nnz, max_rows, width)
 
 
 def _least_task_bytes(source: MatrixSource, rows: RowIndex, settings: Settings) -> int:
     """The larger of the smallest split task and the smallest combine task."""
-    block = max(settings.block_nnz or 0, rows.longest_row_nnz, 2**16)
-    target = _target_layout(source, settings, block, budget_bytes=0)
-    region = max(settings.region_nnz or 0, target.shard_nnz)
+    return _least_bytes_with(source, settings, _least_block_nnz(rows, settings))
+
+
+def _least_bytes_with(source: MatrixSource, settings: Settings, block_nnz: int) -> int:
+    """The larger of a split task of this size and the smallest combine task that goes with it."""
+    target = _target_layout(source, settings, block_nnz, budget_bytes=0)
+    region_nnz = _least_region_nnz(target, settings)
     return max(
-        _sized_split_bytes(source, block), _sized_combine_bytes(source, target, region, block)
+        _sized_split_bytes(source, settings, block_nnz),
+        _sized_combine_bytes(source, settings, target, region_nnz, block_nnz),
     )
+
+
+def _least_block_nnz(rows: RowIndex, settings: Settings) -> int:
+    return max(settings.block_nnz or LEAST_BLOCK_NNZ, rows.longest_row_nnz)
+
+
+def _least_region_nnz(target: TargetLayout, settings: Settings) -> int:
+    return -(-(settings.region_nnz or 1) // target.shard_nnz) * target.shard_nnz
 
 
 def _largest(needed_bytes: Callable[[int], int], low: int, high: int, budget_bytes: int) -> int:

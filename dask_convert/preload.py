@@ -19,8 +19,9 @@ def _load_kernels() -> None:
     kernels.check_indices(indices, 0, indices)
     kernels.count_columns(indices, words)
     kernels.narrow_to_uint16(values, values.view(np.uint64), small)
-    kernels.scatter_paged(indices, small, row_ends, 0, 0, words, small, words, small, 0)
-    kernels.place_paged(small, np.empty((0, 0), np.uint16), row_ends, 0, 0, indices, small)
+    kernels.count_descents(indices)
+    kernels.scatter_paged(indices, small, words, row_ends, 1, words, words.reshape(0, 0), small)
+    kernels.place_paged(small, small.reshape(0, 0), row_ends, 0, 0, indices, small)
 
 
 _load_kernels()

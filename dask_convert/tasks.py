@@ -139,7 +139,7 @@ def split(job: Job, number: int) -> SplitReport:
     records = BlockRecords(indices, counts, row_ends, data_dtype, paged=plan.paged)
     policy = _DtypePolicy(job, data_dtype)
     for position, piece in _pieces(job, "data", block, meters):
-        with meters.step("order"):
+        with meters.step("narrow"):
             records.add(position, piece)
         changed = policy.check(piece, records.payload)
         if changed >= 0:
@@ -147,11 +147,12 @@ def split(job: Job, number: int) -> SplitReport:
             what = _changed_value(plan, block, row_ends, at, int(indices[at]), piece[changed])
             msg = f"{what}: {policy.requested} cannot hold it exactly; choose another data_dtype"
             raise DtypeError(msg)
+    with meters.step("order"):
+        ordered = records.records()
     with meters.step("write fragments"):
         path = job.files.block(number)
-        written = write_fragment_file(
-            path, plan.fragment_layout, records.records(), counts, records.payload
-        )
+        layout = plan.fragment_layout
+        written = write_fragment_file(path, layout, ordered, counts, records.payload)
     meters.count("fragments", written)
     return SplitReport(records.payload.str, policy.exact_dtypes, meters)
 

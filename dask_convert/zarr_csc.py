@@ -85,6 +85,7 @@ def finalise(root: zarr.Group, version: str) -> None:
     with warnings.catch_warnings():
         # anndata consolidates zarr v3 stores as well, though the specification is still to come.
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
+        warnings.filterwarnings("ignore", "The data type ")  # as when they were copied
         zarr.consolidate_metadata(root.store)
 
 

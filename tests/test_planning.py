@@ -173,7 +173,7 @@ def planned(draw: st.DrawFn) -> tuple[MatrixSource, RowIndex, dict[str, Any]]:
     return source, rows, chosen
 
 
-@settings(max_examples=3000)
+@settings(max_examples=150)
 @given(planned(), st.integers(0, 8 * GIB))
 def test_any_plan_is_sound_in_any_budget_from_the_least_on(
     case: tuple[MatrixSource, RowIndex, dict[str, Any]], extra_bytes: int

@@ -1,0 +1,216 @@
+"""How memory follows the budget, how time follows the size, and what layouts cost and give."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import anndata
+import numpy as np
+import zarr
+
+import dask_convert
+from benchmarks.measuring import Results, Row, Run, converter, disk_usage, run_command, say
+from dask_convert.synthetic import write_synthetic_h5ad
+
+PLENTY = "1 TiB"
+
+
+def memory(
+    results: Results, sources: Sequence[Path], directory: Path, budgets: Sequence[str], workers: int
+) -> None:
+    """Convert every source in every budget; hold the measured peak against it.
+
+    Parameters
+    ----------
+    results
+        Where the record goes.
+    sources
+        The h5ad files.
+    directory
+        For targets.
+    budgets
+        ``2GiB`` and the like; ``least`` for the least that can be planned for.
+    workers
+        Processes of each conversion.
+    """
+    rows: list[Row] = []
+    for source in sources:
+        least = dask_convert.plan(source, memory=PLENTY, workers=workers).least_memory_bytes
+        for budget in budgets:
+            budget_bytes = least if budget == "least" else _parsed(budget)
+            row: Row = {"source": source.name, "asked": budget, "budget_bytes": budget_bytes}
+            rows.append({**row, "least_bytes": least})
+            if budget_bytes < least:
+                rows[-1]["within"] = "refused"
+                continue
+            run = _converted(source, directory, memory=budget_bytes, workers=workers)
+            rows[-1] |= {
+                "projected_bytes": run.report["projected_bytes"],
+                "peak_bytes": run.peak_bytes,
+                "peak / budget": run.peak_bytes / budget_bytes,
+                "within": "yes" if run.peak_bytes <= budget_bytes else "**NO**",
+                "wall_seconds": run.seconds,
+                "nnz": run.report["nnz"],
+            }
+            say(f"{source.name} in {budget}: {run.peak_bytes / 2**20:,.0f} MiB")
+    results.add("Memory", {"workers": workers}, rows)
+
+
+def growth(
+    results: Results,
+    directory: Path,
+    sizes: Sequence[int],
+    *,
+    n_vars: int,
+    density: float,
+    budget: str,
+    workers: int,
+    repeats: int,
+) -> None:
+    """Convert files of several sizes, made where missing; time per non-zero must not grow.
+
+    Parameters
+    ----------
+    results
+        Where the record goes.
+    directory
+        For sources, which stay, and targets.
+    sizes
+        Numbers of cells.
+    n_vars, density
+        Of every file.
+    budget, workers
+        Of each conversion.
+    repeats
+        Rounds over all sizes.
+    """
+    sources = {n_obs: made(directory, n_obs, n_vars, density) for n_obs in sizes}
+    runs: dict[int, list[Run]] = {n_obs: [] for n_obs in sizes}
+    for repeat in range(repeats):
+        for n_obs, source in sources.items():
+            runs[n_obs].append(_converted(source, directory, memory=budget, workers=workers))
+            say(f"{repeat + 1}/{repeats}  {n_obs:,} cells: {runs[n_obs][-1].seconds:.2f} s")
+    results.add(
+        "Growth",
+        {"memory": budget, "workers": workers, "repeats": repeats},
+        [_growth_row(n_obs, n_vars, found, workers) for n_obs, found in runs.items()],
+        samples={str(n_obs): [run.seconds for run in found] for n_obs, found in runs.items()},
+    )
+
+
+def _growth_row(n_obs: int, n_vars: int, runs: list[Run], workers: int) -> Row:
+    nnz = runs[0].report["nnz"]
+    wall = median(run.seconds for run in runs)
+    graph = median(run.report["split_seconds"] + run.report["combine_seconds"] for run in runs)
+    return {
+        "cells": n_obs,
+        "genes": n_vars,
+        "nnz": nnz,
+        "wall_seconds": wall,
+        "graph_seconds": graph,
+        "start and end_seconds": wall - graph,
+        "wall per nnz_ns": 1e9 * wall / nnz,
+        "graph per nnz_ns": 1e9 * graph / nnz,
+        "graph × cores per nnz_ns": 1e9 * graph * workers / nnz,
+        "peak_bytes": max(run.peak_bytes for run in runs),
+    }
+
+
+def made(directory: Path, n_obs: int, n_vars: int, density: float) -> Path:
+    """A synthetic file of this shape, written unless it is there already."""
+    path = directory / f"synthetic-{n_obs}x{n_vars}-{density:g}.h5ad"
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        say(f"making {path.name}")
+        write_synthetic_h5ad(path, n_obs=n_obs, n_vars=n_vars, density=density)
+    return path
+
+
+def layouts(
+    results: Results,
+    source: Path,
+    directory: Path,
+    chunk_sizes: Sequence[int],
+    codecs: Sequence[tuple[str, int]],
+    *,
+    budget: str,
+    workers: int,
+    genes: int,
+) -> None:
+    """Convert into several layouts; time it, weigh it, and read random genes from it.
+
+    Parameters
+    ----------
+    results
+        Where the record goes.
+    source, directory
+        The h5ad file; for targets.
+    chunk_sizes
+        Entries per chunk.
+    codecs
+        Names and levels.
+    budget, workers
+        Of each conversion.
+    genes
+        How many to read.
+    """
+    rows: list[Row] = []
+    for codec, level in codecs:
+        for chunk_nnz in chunk_sizes:
+            target = directory / f"{source.stem}.layout.zarr"
+            options = {"chunk_nnz": chunk_nnz, "codec": codec, "codec_level": level}
+            shutil.rmtree(target, ignore_errors=True)
+            command = converter("ours", source, target, memory=budget, workers=workers, **options)
+            run = run_command(command, sampled=False).succeeded()
+            milliseconds = _gene_milliseconds(target, genes)
+            size_bytes, files = disk_usage(target)
+            rows.append(
+                {
+                    "codec": f"{codec}-{level}",
+                    "chunk nnz": chunk_nnz,
+                    "convert_seconds": run.seconds,
+                    "target_bytes": size_bytes,
+                    "bytes per nnz": size_bytes / run.report["nnz"],
+                    "files": files,
+                    "gene p50_ms": float(np.percentile(milliseconds, 50)),
+                    "gene p95_ms": float(np.percentile(milliseconds, 95)),
+                }
+            )
+            say(f"{codec}-{level}, chunks of {chunk_nnz:,}: {run.seconds:.2f} s")
+            shutil.rmtree(target)
+    settings = {"source": source.name, "memory": budget, "workers": workers, "genes read": genes}
+    results.add("Layouts", settings, rows)
+
+
+def _gene_milliseconds(target: Path, genes: int, seed: int = 0) -> list[float]:
+    """Times of reading random genes with anndata, once all of them are in the page cache."""
+    matrix = anndata.io.sparse_dataset(zarr.open_group(str(target), mode="r")["X"])
+    chosen = np.random.default_rng(seed).integers(0, matrix.shape[1], genes)
+    taken = []
+    for _ in ("to warm up", "to measure"):
+        taken = []
+        for gene in chosen:
+            started = time.perf_counter()
+            matrix[:, int(gene)]
+            taken.append(1000 * (time.perf_counter() - started))
+    return taken
+
+
+def _converted(source: Path, directory: Path, **options: object) -> Run:
+    """A watched run of this project; its target is removed."""
+    target = directory / f"{source.stem}.scaling.zarr"
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        return run_command(converter("ours", source, target, **options)).succeeded()
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def _parsed(size: str) -> int:
+    from dask.utils import parse_bytes
+
+    return int(parse_bytes(size))

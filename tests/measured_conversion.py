@@ -1,0 +1,39 @@
+"""Converts in a process of its own, whose memory is then that of the conversion.
+
+    python measured_conversion.py SOURCE TARGET EXTRA_BYTES WORKERS
+
+The budget is the least that the file needs and EXTRA_BYTES more. Prints projected and measured
+bytes, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import dask_convert
+from dask_convert.errors import MemoryBudgetError
+
+
+def least_bytes(source: str, workers: int) -> int:
+    """The smallest budget that can be planned for."""
+    try:
+        dask_convert.plan(source, memory=1, workers=workers)
+    except MemoryBudgetError as error:
+        return error.least_bytes
+    return 1
+
+
+if __name__ == "__main__":
+    source, target, extra_bytes, workers = sys.argv[1:]
+    budget = least_bytes(source, int(workers)) + int(extra_bytes)
+    result = dask_convert.convert(source, target, memory=budget, workers=int(workers))
+    measured = {
+        "budget": budget,
+        "projected": result.plan.projected_bytes,
+        "peak": result.peak_bytes,
+        "blocks": len(result.plan.matrices[0].blocks),
+        "regions": len(result.plan.matrices[0].regions),
+        "nnz": result.nnz,
+    }
+    print(json.dumps(measured))  # noqa: T201

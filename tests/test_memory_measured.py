@@ -1,0 +1,51 @@
+"""Memory is what the plan says, measured over all processes while a file is converted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dask_convert.synthetic import write_synthetic_h5ad
+
+MIB = 2**20
+N_VARS = 20_000
+N_OBS = {"small": 1500, "large": 15_000}
+EXTRA_BYTES = 32 * MIB
+SCRIPT = Path(__file__).with_name("measured_conversion.py")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two files of count data, one with ten times the entries of the other."""
+    directory = tmp_path_factory.mktemp("sources")
+    paths = {size: directory / f"{size}.h5ad" for size in N_OBS}
+    for size, path in paths.items():
+        write_synthetic_h5ad(path, n_obs=N_OBS[size], n_vars=N_VARS, compression_level=1)
+    return paths
+
+
+def measured(source: Path, target: Path, workers: int) -> dict[str, int]:
+    """Convert in a process of its own, in little more than the least memory."""
+    command = [sys.executable, str(SCRIPT), str(source), str(target), str(EXTRA_BYTES), str(workers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, int] = json.loads(done.stdout)
+    return result
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_measured_peak_is_within_the_projection(
+    sources: dict[str, Path], tmp_path: Path, workers: int
+) -> None:
+    """Of all processes together, with the budget binding; and ten times the entries change little."""
+    results = {size: measured(path, tmp_path / size, workers) for size, path in sources.items()}
+    for result in results.values():
+        assert result["peak"] <= result["projected"] <= result["budget"], results
+    small, large = results["small"], results["large"]
+    assert large["nnz"] > 9 * small["nnz"]
+    assert large["blocks"] > 5 * small["blocks"] > 5, results
+    assert large["peak"] <= 1.05 * small["peak"], results
