@@ -80,6 +80,8 @@ def floor(results: Results, source: Path, target: Path, processes: int, *, with_
         "encode_seconds": found.encode_seconds,
         "floor_seconds": found.seconds,
         "floor per nnz_ns": 1e9 * found.seconds / found.nnz,
+        "inflated_bytes": found.inflated_bytes,
+        "encoded_bytes": found.encoded_bytes,
         "from disk_bytes": found.disk_bytes,
         "h5py_seconds": floors.h5py_seconds(source) if with_h5py else None,
     }

@@ -43,6 +43,8 @@ class Floor:
         Of the matrix; on how many cores.
     inflate_seconds, encode_seconds
         Wall time of each half, evenly distributed.
+    inflated_bytes, encoded_bytes
+        Of the source as stored, and of the target: the work that was done.
     disk_bytes
         What the first half had to fetch from the disk because no page cache held it.
     """
@@ -51,6 +53,8 @@ class Floor:
     processes: int
     inflate_seconds: float
     encode_seconds: float
+    inflated_bytes: int
+    encoded_bytes: int
     disk_bytes: int
 
     @property
@@ -67,6 +71,12 @@ class _Share(NamedTuple):
     def of_items(self, count: int) -> range:
         """The items, of `count`, that belong to this share."""
         return range(count * self.number // self.of, count * (self.number + 1) // self.of)
+
+
+class _Done(NamedTuple):
+    seconds: float
+    n_bytes: int
+    disk_bytes: int = 0
 
 
 def floor(source: Path, target: Path, processes: int) -> Floor:
@@ -89,9 +99,11 @@ def floor(source: Path, target: Path, processes: int) -> Floor:
     return Floor(
         nnz,
         processes,
-        sum(seconds for seconds, _ in inflated) / processes,
-        sum(encoded) / processes,
-        sum(disk_bytes for _, disk_bytes in inflated),
+        sum(done.seconds for done in inflated) / processes,
+        sum(done.seconds for done in encoded) / processes,
+        sum(done.n_bytes for done in inflated),
+        sum(done.n_bytes for done in encoded),
+        sum(done.disk_bytes for done in inflated),
     )
 
 
@@ -116,8 +128,7 @@ def _prepare(together: Any) -> None:
     together.wait()
 
 
-def _inflate(share: _Share) -> tuple[float, int]:
-    """Seconds, and bytes from the disk."""
+def _inflate(share: _Share) -> _Done:
     with open_source(share.path) as file:
         matrix = next(found for found in csr_matrices(file) if found.name == "X")
         members = [(m, getattr(matrix, m), file[matrix.path][m]) for m in MEMBERS]
@@ -135,23 +146,24 @@ def _inflate(share: _Share) -> tuple[float, int]:
             for _piece in reader.pieces(chunks.start * length, stop):
                 pass
     seconds = time.perf_counter() - started
-    return seconds, psutil.Process().io_counters().read_bytes - disk_before
+    disk_bytes = psutil.Process().io_counters().read_bytes - disk_before
+    return _Done(seconds, sum(reader.stored_bytes for reader in readers), disk_bytes)
 
 
-def _encode(share: _Share) -> float:
+def _encode(share: _Share) -> _Done:
     import zarr
 
     group = zarr.open_group(str(share.path), mode="r")["X"]
-    seconds = 0.0
+    seconds, n_bytes = 0.0, 0
     for member in MEMBERS:
         array = group[member]
         encode = chunk_encoder(target_layout(array))
         for chunks in _batches(array, share):
             started = time.perf_counter()
             for chunk in chunks:
-                encode(chunk)
+                n_bytes += len(encode(chunk))
             seconds += time.perf_counter() - started
-    return seconds
+    return _Done(seconds, n_bytes)
 
 
 def _batches(array: zarr.Array, share: _Share) -> Iterator[np.ndarray]:

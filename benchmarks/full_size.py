@@ -152,6 +152,8 @@ class FullSize:
             "inflate_seconds": found.inflate_seconds,
             "encode_seconds": found.encode_seconds,
             "floor_seconds": found.seconds,
+            "inflated_bytes": found.inflated_bytes,
+            "encoded_bytes": found.encoded_bytes,
             "from disk_bytes": found.disk_bytes,
         }
         converted = [

@@ -14,6 +14,7 @@ them from the other one gives.
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from benchmarks.measuring import say
 
 PIECE_NNZ = 2**22
 PARTS_PER_PROCESS = 8
+TELL_SECONDS = 10
 
 
 @dataclass
@@ -99,6 +101,7 @@ def scan(path: Path, chosen: NDArray[np.int64], processes: int) -> Scan:
     pieces = -(-nnz // piece)
     n_parts = min(processes * PARTS_PER_PROCESS, max(pieces, 1))
     borders = [min(pieces * n // n_parts * piece, nnz) for n in range(n_parts + 1)]
+    told = time.perf_counter()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         futures = [
@@ -106,7 +109,9 @@ def scan(path: Path, chosen: NDArray[np.int64], processes: int) -> Scan:
             for start, stop in pairwise(borders)
         ]
         for done, _ in enumerate(as_completed(futures), 1):
-            say(f"  {path.name}: {done} of {n_parts} parts")
+            if time.perf_counter() - told > TELL_SECONDS:
+                told = time.perf_counter()
+                say(f"  {path.name}: {done} of {n_parts} parts")
         parts = [future.result() for future in futures]
     return Scan(
         np.sum([part.counts for part in parts], axis=0),

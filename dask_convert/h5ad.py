@@ -83,13 +83,13 @@ def csr_matrices(file: h5py.File) -> list[MatrixSource]:
     if n_obs is None:
         msg = f"{file.filename}: has no 'obs': not an h5ad file"
         raise SourceError(msg)
-    paths = [("X", "X"), ("raw/X", "raw/X"), ("raw/X", "raw.X")]
+    paths = ["X", "raw/X", "raw.X"]
     layers = file.get("layers")
     if isinstance(layers, h5py.Group):
-        paths += [(f"layers/{key}", f"layers/{key}") for key in sorted(layers)]
+        paths += [f"layers/{key}" for key in sorted(layers)]
     found = [
-        _matrix_source(name, file[path])
-        for name, path in paths
+        _matrix_source(file[path])
+        for path in paths
         if path in file and matrix_format(file[path]) == "csr"
     ]
     for source in found:
@@ -337,7 +337,7 @@ def _missing_parts(dataset: h5py.Dataset) -> bool:
     return bool(dataset.size and not elsewhere and not dataset.id.get_storage_size())
 
 
-def _matrix_source(name: str, group: h5py.Group) -> MatrixSource:
+def _matrix_source(group: h5py.Group) -> MatrixSource:
     path = group.name.lstrip("/")
     for member in ("data", "indices", "indptr"):
         if not isinstance(group.get(member), h5py.Dataset) or group[member].ndim != 1:

@@ -69,7 +69,8 @@ class BlockRecords:
     @property
     def payload(self) -> np.dtype[Any]:
         """Type of the values in the records."""
-        return self._values.dtype
+        dtype: np.dtype[Any] = self._values.dtype
+        return dtype
 
     def add(self, position: int, values: NDArray[Any]) -> None:
         """Take the values of the entries from `position` on; those before it are there."""

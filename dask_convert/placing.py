@@ -60,7 +60,10 @@ class RegionEntries:
 
     def values(self, start: int, stop: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Values of the entries ``[start, stop)`` of the region, in the target's type."""
-        return self._values[start:stop].astype(dtype, copy=False)
+        values = self._values[start:stop]
+        if dtype.kind != "c":
+            values = values.real  # of a complex type only if no imaginary part is lost
+        return values.astype(dtype, copy=False)
 
     def place(
         self,

@@ -45,6 +45,7 @@ LEAST_BLOCK_NNZ = 2**16
 MIN_TASK_NNZ = 2**23
 MAX_TASK_NNZ = 2**26
 FRAGMENT_RECORDS = 2**15
+FRAGMENT_BYTES = 2**24
 MIN_PAGE_RECORDS = 4
 """Mean records per column and page below which pages are not worth their counts."""
 MAX_SHARDS = 128
@@ -427,11 +428,13 @@ def _target_layout(
 
 
 def _column_width(source: MatrixSource, settings: Settings, block_nnz: int) -> int:
-    """Columns per range: a power of two that gives fragments of about `FRAGMENT_RECORDS`."""
+    """Columns per range: fragments of about `FRAGMENT_RECORDS`, and bounded if they are dense."""
     if settings.column_width:
         return settings.column_width
     wished = source.n_vars * FRAGMENT_RECORDS // max(block_nnz, 1)
-    return min(1 << max(wished - 1, 0).bit_length(), max(source.n_vars, 1))
+    column_bytes = _max_rows(source, block_nnz) * memory.widest_record_bytes(source)
+    width = 1 << max(min(wished, FRAGMENT_BYTES // column_bytes) - 1, 0).bit_length()
+    return min(width, max(source.n_vars, 1))
 
 
 def _max_rows(source: MatrixSource, block_nnz: int) -> int:

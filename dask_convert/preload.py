@@ -8,7 +8,7 @@ import distributed.nanny
 import distributed.worker
 import numpy as np
 
-from dask_convert import kernels, tasks
+from dask_convert import kernels, stages
 
 
 def _load_kernels() -> None:
@@ -26,4 +26,4 @@ def _load_kernels() -> None:
 
 _load_kernels()
 
-__all__ = ["distributed", "tasks"]
+__all__ = ["distributed", "stages"]

@@ -1,4 +1,4 @@
-"""How far a run has come, on a terminal as bars, elsewhere as plain lines."""
+"""How far a run has come: as plain lines, or not at all; `dask_convert.bars` draws."""
 
 from __future__ import annotations
 
@@ -6,25 +6,12 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.filesize import decimal
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
-
 from dask_convert.tasks import CombineReport, SplitReport
 
 if TYPE_CHECKING:
     from dask_convert.graph import Report
     from dask_convert.planning import ConversionPlan, MatrixPlan
+    from dask_convert.run import Progress
 
 LINE_SECONDS = 10.0
 """Between two plain lines."""
@@ -41,49 +28,6 @@ class Silent:
 
     def stop(self) -> None:
         """See `run.Progress`."""
-
-
-class Bars:
-    """One bar per matrix and stage: tasks done, bytes moved, rate and time left."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            _BytesColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._tasks: dict[tuple[str, bool], TaskID] = {}
-
-    def start(self, plan: ConversionPlan) -> None:
-        """See `run.Progress`."""
-        for matrix in plan.matrices:
-            name = matrix.source.name
-            for is_split, parts in ((True, matrix.blocks), (False, matrix.regions)):
-                stage = "read " if is_split else "write"
-                self._tasks[name, is_split] = self._progress.add_task(
-                    f"{stage} {name}", total=len(parts), start=False, moved=0
-                )
-        self._progress.start()
-
-    def report(self, matrix: MatrixPlan, report: Report) -> None:
-        """See `run.Progress`."""
-        name = matrix.source.name
-        self._progress.start_task(self._tasks[name, True])
-        if isinstance(report, SplitReport | CombineReport):
-            is_split = isinstance(report, SplitReport)
-            number = self._tasks[name, is_split]
-            self._progress.start_task(number)
-            task = next(t for t in self._progress.tasks if t.id == number)
-            moved = task.fields["moved"] + _moved_bytes(report)
-            self._progress.update(number, advance=1, moved=moved)
-
-    def stop(self) -> None:
-        """See `run.Progress`."""
-        self._progress.stop()
 
 
 class Lines:
@@ -104,7 +48,7 @@ class Lines:
         is_split = isinstance(report, SplitReport)
         key = (matrix.source.name, is_split)
         tasks, moved = self._done.get(key, (0, 0))
-        tasks, moved = tasks + 1, moved + _moved_bytes(report)
+        tasks, moved = tasks + 1, moved + moved_bytes(report)
         self._done[key] = (tasks, moved)
         total = len(matrix.blocks if is_split else matrix.regions)
         now = time.monotonic()
@@ -114,7 +58,7 @@ class Lines:
             seconds = now - self._started
             print(
                 f"{seconds:7.1f} s  {stage} {matrix.source.name}: {tasks} of {total} parts, "
-                f"{decimal(moved)}",
+                f"{moved / 1e6:,.0f} MB",
                 file=sys.stderr,
                 flush=True,
             )
@@ -123,23 +67,18 @@ class Lines:
         """See `run.Progress`."""
 
 
-class _BytesColumn(ProgressColumn):
-    """Bytes moved and their rate."""
-
-    def render(self, task: Task) -> Text:
-        moved = int(task.fields["moved"])
-        rate = moved / task.elapsed if task.elapsed else 0.0
-        return Text(f"{decimal(moved)}  {decimal(int(rate))}/s")
-
-
-def for_terminal(*, quiet: bool = False) -> Silent | Bars | Lines:
-    """What suits the standard error stream."""
+def for_terminal(*, quiet: bool = False) -> Progress:
+    """What suits the standard error stream: bars on a terminal, lines in a log."""
     if quiet:
         return Silent()
-    console = Console(stderr=True)
-    return Bars(console) if console.is_terminal else Lines()
+    if not sys.stderr.isatty():
+        return Lines()
+    from dask_convert.bars import Bars
+
+    return Bars()
 
 
-def _moved_bytes(report: SplitReport | CombineReport) -> int:
+def moved_bytes(report: SplitReport | CombineReport) -> int:
+    """What a task moved that people wait for: read from the source or written to the target."""
     step = "source" if isinstance(report, SplitReport) else "target"
     return report.meters.bytes.get(step, 0)

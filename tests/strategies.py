@@ -124,7 +124,7 @@ def special_values(dtype: str) -> NDArray[Any]:
 def csr_matrices(
     draw: st.DrawFn, dtypes: tuple[str, ...] = DTYPES, min_obs: int = 0, max_obs: int = 600
 ) -> Csr:
-    """Any small CSR matrix: unsorted rows, repeated entries, empty axes, explicit zeros."""
+    """Any small CSR matrix: rows in order or not, repeated entries, empty axes, explicit zeros."""
     n_obs = draw(st.integers(min_obs, 30) | st.integers(250, max_obs))
     n_vars = draw(st.integers(0, 40))
     longest = draw(st.sampled_from([0, 1, 3, 12])) if n_vars else 0
@@ -133,7 +133,14 @@ def csr_matrices(
     if n_obs and n_vars and draw(st.booleans()):
         row_nnz[draw(st.integers(0, n_obs - 1))] = draw(st.integers(1, 200))  # one row with it all
     kind = draw(st.sampled_from(VALUE_KINDS))
-    return random_csr(rng, (n_obs, n_vars), row_nnz, draw(st.sampled_from(dtypes)), kind)
+    matrix = random_csr(rng, (n_obs, n_vars), row_nnz, draw(st.sampled_from(dtypes)), kind)
+    return sorted_rows(matrix) if draw(st.booleans()) else matrix
+
+
+def sorted_rows(matrix: Csr) -> Csr:
+    """The same with columns ascending within each row, repeated ones in their order."""
+    order = np.lexsort([matrix.indices, matrix.rows])
+    return replace(matrix, data=matrix.data[order], indices=matrix.indices[order])
 
 
 @st.composite

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 from oracle import assert_same_bits
-from strategies import DTYPES, INDEX_DTYPES, Csr, csr_matrices, random_values
+from strategies import DTYPES, INDEX_DTYPES, Csr, csr_matrices, random_values, sorted_rows
 
 from dask_convert import kernels
 from dask_convert.records import payload_bits, record_words, unpack_payload, unpack_rows, word_dtype
@@ -67,42 +67,53 @@ def test_narrow_to_uint16_says_yes_exactly_if_every_bit_comes_back(dtype: str, d
         assert_same_bits(narrowed.astype(dtype), values)
 
 
-def scattered(matrix: Csr, cuts: list[int]) -> tuple[NDArray[Any], NDArray[np.uint32]]:
-    """Records in column order by the kernel for this type, the entries given piece by piece."""
+@given(npst.arrays(np.int32, st.integers(0, 50), elements=st.integers(0, 9)))
+def test_count_descents_counts_those_of_neighbours(indices: NDArray[np.int32]) -> None:
+    """Equal neighbours are no descent."""
+    assert kernels.count_descents(indices) == np.count_nonzero(np.diff(indices) < 0)
+
+
+def scattered(matrix: Csr, tile_columns: int) -> tuple[NDArray[Any], NDArray[np.uint32]]:
+    """Records in column order by the kernel for this type."""
     words = record_words(matrix.data.dtype)
     records = np.zeros((matrix.nnz, words), word_dtype(matrix.data.dtype))
     records = records.reshape(-1) if words == 1 else records
-    indices = matrix.indices.astype(np.int32)
+    indices, bits = matrix.indices.astype(np.int32), payload_bits(matrix.data)
     counts = np.bincount(indices, minlength=matrix.shape[1]).astype(np.uint32)
     cursors = (np.cumsum(counts) - counts).astype(np.uint32)
-    row_ends = matrix.indptr[1:].astype(np.int64)
-    for start, stop in zip([0, *cuts], [*cuts, matrix.nnz], strict=True):
-        row = int(np.searchsorted(row_ends, start, side="right"))
-        payload = payload_bits(matrix.data)[start:stop]
-        where = (indices[start:stop], payload, row_ends, row, start, cursors)
-        if words == 1:
-            kernels.scatter_words(*where, np.uint64(records.itemsize * 4), records)
-        else:
-            kernels.scatter_wide(*where, records)
+    starts, ends = matrix.indptr[:-1].astype(np.uint32), matrix.indptr[1:].astype(np.int64)
+    if words == 1:
+        shift = np.uint64(records.itemsize * 4)
+        kernels.scatter_words(indices, bits, starts, ends, tile_columns, cursors, shift, records)
+    else:
+        kernels.scatter_wide(indices, bits, ends, cursors, records)
     np.testing.assert_array_equal(cursors, np.cumsum(counts))
     return records, counts
 
 
-@given(csr_matrices(), st.data())
-def test_scattering_is_a_stable_sort_by_column(matrix: Csr, data: st.DataObject) -> None:
-    """Rows and values are numpy's stable argsort of the columns, wherever the pieces are cut."""
-    cuts = sorted(data.draw(st.lists(st.integers(0, matrix.nnz), max_size=4)))
-    records, _ = scattered(matrix, cuts)
+@given(csr_matrices(), st.integers(1, 50))
+def test_scattering_is_a_stable_sort_by_column(matrix: Csr, tile_columns: int) -> None:
+    """Rows and values are numpy's stable argsort of the columns, in tiles of any width."""
+    matrix = sorted_rows(matrix)
+    records, _ = scattered(matrix, tile_columns)
     order = np.argsort(matrix.indices, kind="stable")
     np.testing.assert_array_equal(unpack_rows(records, matrix.data.dtype), matrix.rows[order])
     assert_same_bits(unpack_payload(records, matrix.data.dtype), matrix.data[order])
+
+
+@given(csr_matrices())
+def test_scattering_rows_in_any_order_takes_one_tile(matrix: Csr) -> None:
+    """Then repeated and unsorted entries keep their order as well."""
+    records, _ = scattered(matrix, max(matrix.shape[1], 1))
+    order = np.argsort(matrix.indices, kind="stable")
+    np.testing.assert_array_equal(unpack_rows(records, matrix.data.dtype), matrix.rows[order])
 
 
 @given(csr_matrices(), st.data())
 def test_placing_fills_the_region_and_nothing_beside_it(matrix: Csr, data: st.DataObject) -> None:
     """A region cut anywhere gets its slice of the sorted entries; cursors move as by all of them."""
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, matrix.nnz)] * 2)))
-    records, counts = scattered(matrix, [])
+    records, counts = scattered(matrix, max(matrix.shape[1], 1))
     ends = np.cumsum(counts, dtype=np.int64)
     cursors = ends - counts - start
     rows = np.full(stop - start, -1, np.int32)
@@ -126,6 +137,6 @@ def test_rows_of_the_largest_block_fit_the_narrowest_record(dtype: str) -> None:
     indptr = np.zeros(rows + 1, np.int64)
     indptr[-1] = 1
     matrix = Csr(values, np.zeros(1, np.int64), indptr, (rows, 1))
-    records, _ = scattered(matrix, [])
+    records, _ = scattered(matrix, max(matrix.shape[1], 1))
     assert unpack_rows(records, values.dtype).tolist() == [rows - 1]
     assert_same_bits(unpack_payload(records, values.dtype), values)

@@ -27,10 +27,12 @@ FLOORS = (
     {"fragment_files", "shards", "annotations", "synthetic"},
     {"zarr_csc"},
     # Work.
+    {"stages"},
     {"tasks"},
     {"graph", "preload"},
     {"run"},
     # What surrounds it.
+    {"bars"},
     {"config", "cluster", "progress", "summary", "report"},
     {"api"},
     {"__init__"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from oracle import assert_same_bits, tocsc
 from strategies import DTYPES, Csr, csr_from_rows, csr_matrices, special_values
 
+from dask_convert import ordering
 from dask_convert.dtypes import first_changed
 from dask_convert.ordering import BlockRecords, narrowed
 from dask_convert.pages import PagedRecords
@@ -51,12 +53,15 @@ def draw_cuts(data: st.DataObject, length: int) -> list[int]:
     return sorted(data.draw(st.lists(st.integers(0, length), max_size=4)))
 
 
-@given(csr_matrices(min_obs=1), st.data(), st.booleans())
-def test_block_records_are_a_stable_sort_by_column(matrix: Csr, data: st.DataObject, paged: bool) -> None:
-    """Whatever the pieces, and whenever the records had to be widened."""
+@given(csr_matrices(min_obs=1), st.data(), st.booleans(), st.sampled_from([1, 3, 16, 1024]))
+def test_block_records_are_a_stable_sort_by_column(
+    matrix: Csr, data: st.DataObject, paged: bool, tile_columns: int
+) -> None:
+    """Whatever the pieces and tiles, rows in order or not, and whenever values had to be widened."""
     block = block_records(matrix, draw_cuts(data, matrix.nnz), paged=paged)
     order = np.argsort(matrix.indices, kind="stable")
-    records = words_of(block)
+    with mock.patch.object(ordering, "_TILE_COLUMNS", tile_columns):
+        records = words_of(block)
     np.testing.assert_array_equal(unpack_rows(records, block.payload), matrix.rows[order])
     values = unpack_payload(records, block.payload)
     assert_same_bits(values.astype(matrix.data.dtype), matrix.data[order])

@@ -128,7 +128,7 @@ def test_plans_of_real_sizes_are_sound(name: str) -> None:
     assert_plan_sound(conversion_plan([(source, even_rows(source))], chosen))
 
 
-@pytest.mark.parametrize("name", ["pbmc-100k, 2 GiB", "reference, 4 GiB", "ATAC"])
+@pytest.mark.parametrize("name", ["pbmc-100k, 2 GiB", "reference, 4 GiB", "atlas, 100 workers", "ATAC"])
 def test_plans_of_real_sizes_are_efficient(name: str) -> None:
     """Slices are not too small, files not too many, and every worker has work."""
     source, chosen = REALISTIC[name]
