@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -18,8 +17,10 @@ from benchmarks.measuring import (
     converter,
     disk_usage,
     python_module,
+    remove_target,
     run_command,
     say,
+    step_rows,
 )
 
 CONVERT, FLOOR, H5PY = "convert, whole process", "floor", "h5py reads the source"
@@ -43,12 +44,12 @@ def ratio(
     repeats
         Rounds; each begins with another of the three, but the very first with the conversion.
     """
-    target = directory / f"{source.stem}.zarr"
+    target = directory / f"{source.stem}.ratio.zarr"
     command = python_module("dask_convert", "convert", source, target, "--memory", memory)
     command += ["--workers", str(processes), "--quiet"]
 
     def convert() -> float:
-        shutil.rmtree(target, ignore_errors=True)
+        remove_target(target)
         return run_command(command, sampled=False).succeeded().seconds
 
     halves: list[floors.Floor] = []
@@ -98,21 +99,12 @@ def _spread(what: str, unit: str, values: list[float], nnz: int = 0) -> Row:
 
 def _steps(results: Results, source: Path, target: Path, settings: dict[str, Any]) -> None:
     """One more conversion, for what its tasks say of their steps."""
-    shutil.rmtree(target, ignore_errors=True)
+    remove_target(target)
     options = {"memory": settings["memory"], "workers": settings["cores"]}
     run = run_command(converter("ours", source, target, **options), sampled=False).succeeded()
-    shutil.rmtree(target)
-    report, nnz = run.report, settings["nnz"]
-    idle = run.seconds * settings["cores"] - sum(report["steps"].values())
-    steps = {**report["steps"], "all else: start, end, waiting": idle}
-    results.add(
-        "Where the time goes, over all cores",
-        settings,
-        [
-            {"step": name, "core_seconds": seconds, "core per nnz_ns": 1e9 * seconds / nnz}
-            for name, seconds in steps.items()
-        ],
-    )
+    remove_target(target)
+    rows = step_rows(run, settings["cores"])
+    results.add("Where the time goes, over all cores", settings, rows)
 
 
 def peers(
@@ -162,7 +154,7 @@ def peers(
     rows.append({"what": name, **_outcome(run)})
     if not run.failure:
         rows[-1]["wall_seconds"] += (run.report["all_passes"] - passes) * run.report["pass_seconds"]
-    shutil.rmtree(target, ignore_errors=True)
+    remove_target(target)
     wall = floors.h5py_seconds(source)
     rows.append({"what": "h5py reads the source, nothing else", "wall_seconds": wall})
     for row in rows:
@@ -182,7 +174,7 @@ def _fresh(
     *,
     ours: bool = True,
 ) -> Run:
-    shutil.rmtree(target, ignore_errors=True)
+    remove_target(target)
     run = run_command(command, timeout_seconds=timeout_seconds, ours=ours)
     say(f"{name}: {run.failure or f'{run.seconds:.1f} s'}")
     return run

@@ -15,18 +15,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from dask_convert.h5ad import MemberReader, chunk_table, csr_matrices, open_source
 from dask_convert.layout import TargetLayout
 from dask_convert.shards import chunk_encoder
-
-if TYPE_CHECKING:
-    import zarr
 
 MEMBERS = ("indices", "data")
 BATCH_BYTES = 64 * 2**20
@@ -91,9 +89,12 @@ def floor(source: Path, target: Path, processes: int) -> Floor:
     """
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(processes)
+    shares = range(processes)
     with context.Pool(processes, _prepare, (together,)) as pool:
-        inflated = pool.map(_inflate, [_Share(source, n, processes) for n in range(processes)], 1)
-        encoded = pool.map(_encode, [_Share(target, n, processes) for n in range(processes)], 1)
+        inflated = pool.map(_inflate, [_Share(source, n, processes) for n in shares], 1)
+        encoded = pool.map(_encode, [_Share(target, n, processes) for n in shares], 1)
+        pool.close()
+        pool.join()
     with h5py.File(source) as file:
         nnz = int(file["X/data"].shape[0])
     return Floor(
@@ -153,7 +154,7 @@ def _inflate(share: _Share) -> _Done:
 def _encode(share: _Share) -> _Done:
     import zarr
 
-    group = zarr.open_group(str(share.path), mode="r")["X"]
+    group: Any = zarr.open_group(str(share.path), mode="r")["X"]
     seconds, n_bytes = 0.0, 0
     for member in MEMBERS:
         array = group[member]
@@ -166,7 +167,7 @@ def _encode(share: _Share) -> _Done:
     return _Done(seconds, n_bytes)
 
 
-def _batches(array: zarr.Array, share: _Share) -> Iterator[np.ndarray]:
+def _batches(array: Any, share: _Share) -> Iterator[NDArray[Any]]:
     """Whole chunks, as rows of arrays of up to 64 MiB; the last one is padded, as when stored."""
     length = array.chunks[0]
     chunks = share.of_items(-(-array.shape[0] // length))
@@ -179,10 +180,10 @@ def _batches(array: zarr.Array, share: _Share) -> Iterator[np.ndarray]:
         yield batch.reshape(-1, length)
 
 
-def target_layout(array: zarr.Array) -> TargetLayout:
+def target_layout(array: Any) -> TargetLayout:
     """How a stored array is cut and encoded, by its metadata."""
-    codec = array.compressors[0] if array.compressors else None
-    name = getattr(codec, "cname", None)
+    codec: Any = array.compressors[0] if array.compressors else None
+    name: Any = getattr(codec, "cname", None)
     if name is not None:  # blosc
         name, level = getattr(name, "value", name), codec.clevel
     elif hasattr(codec, "level"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,7 +109,6 @@ def run_command(
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     seconds = time.perf_counter() - started
-    failure = failure and f"{' '.join(map(str, command[:4]))}: {failure}"
     return Run(seconds, memory.peak_bytes if memory else 0, output, failure)
 
 
@@ -120,6 +120,16 @@ def _tree_bytes(pid: int) -> int:
         return 0
 
 
+def step_rows(run: Run, workers: int) -> list[Row]:
+    """Where the time of a conversion went, by its own report, over all cores; as a table."""
+    steps, nnz = run.report["steps"], run.report["nnz"]
+    rest = run.seconds * workers - sum(steps.values())
+    return [
+        {"step": name, "core_seconds": seconds, "core per nnz_ns": 1e9 * seconds / nnz}
+        for name, seconds in [*steps.items(), ("all else: start, end, waiting", rest)]
+    ]
+
+
 def python_module(module: str, *arguments: str | Path) -> list[str | Path]:
     """The command that runs a module with this interpreter."""
     return [sys.executable, "-m", module, *arguments]
@@ -128,6 +138,14 @@ def python_module(module: str, *arguments: str | Path) -> list[str | Path]:
 def converter(name: str, source: Path, target: Path, **options: Any) -> list[str | Path]:
     """The command that runs one of `benchmarks.converters`."""
     return python_module("benchmarks.converters", name, source, target, json.dumps(options))
+
+
+def remove_target(target: Path) -> None:
+    """Remove a store, and what a killed conversion left beside it."""
+    name = target.name
+    for pattern in (name, f"{name}.partial-*", f".{name}.scratch-*"):
+        for path in target.parent.glob(pattern):
+            shutil.rmtree(path)
 
 
 def disk_usage(directory: Path) -> tuple[int, int]:
@@ -205,7 +223,12 @@ class Results:
             Kept with the record, in no table.
         """
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        record = {"benchmark": benchmark, "when": when, "machine": machine(), "settings": settings}
+        record: dict[str, Any] = {
+            "benchmark": benchmark,
+            "when": when,
+            "machine": machine(),
+            "settings": settings,
+        }
         record |= {"rows": rows, **more}
         written = self._path.with_name(f"{self._path.name}.partial")
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,16 @@ import numpy as np
 import zarr
 
 import dask_convert
-from benchmarks.measuring import Results, Row, Run, converter, disk_usage, run_command, say
+from benchmarks.measuring import (
+    Results,
+    Row,
+    Run,
+    converter,
+    disk_usage,
+    remove_target,
+    run_command,
+    say,
+)
 from dask_convert.synthetic import write_synthetic_h5ad
 
 PLENTY = "1 TiB"
@@ -163,7 +171,7 @@ def layouts(
         for chunk_nnz in chunk_sizes:
             target = directory / f"{source.stem}.layout.zarr"
             options = {"chunk_nnz": chunk_nnz, "codec": codec, "codec_level": level}
-            shutil.rmtree(target, ignore_errors=True)
+            remove_target(target)
             command = converter("ours", source, target, memory=budget, workers=workers, **options)
             run = run_command(command, sampled=False).succeeded()
             milliseconds = _gene_milliseconds(target, genes)
@@ -181,7 +189,7 @@ def layouts(
                 }
             )
             say(f"{codec}-{level}, chunks of {chunk_nnz:,}: {run.seconds:.2f} s")
-            shutil.rmtree(target)
+            remove_target(target)
     settings = {"source": source.name, "memory": budget, "workers": workers, "genes read": genes}
     results.add("Layouts", settings, rows)
 
@@ -190,9 +198,9 @@ def _gene_milliseconds(target: Path, genes: int, seed: int = 0) -> list[float]:
     """Times of reading random genes with anndata, once all of them are in the page cache."""
     matrix = anndata.io.sparse_dataset(zarr.open_group(str(target), mode="r")["X"])
     chosen = np.random.default_rng(seed).integers(0, matrix.shape[1], genes)
-    taken = []
+    taken: list[float] = []
     for _ in ("to warm up", "to measure"):
-        taken = []
+        taken.clear()
         for gene in chosen:
             started = time.perf_counter()
             matrix[:, int(gene)]
@@ -203,11 +211,11 @@ def _gene_milliseconds(target: Path, genes: int, seed: int = 0) -> list[float]:
 def _converted(source: Path, directory: Path, **options: object) -> Run:
     """A watched run of this project; its target is removed."""
     target = directory / f"{source.stem}.scaling.zarr"
-    shutil.rmtree(target, ignore_errors=True)
+    remove_target(target)
     try:
         return run_command(converter("ours", source, target, **options)).succeeded()
     finally:
-        shutil.rmtree(target, ignore_errors=True)
+        remove_target(target)
 
 
 def _parsed(size: str) -> int:

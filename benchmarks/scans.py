@@ -268,15 +268,15 @@ def _scan_piece(
 
     `indices` must lie in ``[0, counts.size)``. O(nnz) time, nothing allocated.
     """
-    major = np.searchsorted(ends, start, side="right")
+    major = int(np.searchsorted(ends, start, side="right"))
     total = np.uint64(0)
     unordered = 0
-    previous = np.int64(-1)
+    previous = -1
     for i in range(indices.size):
         while start + i >= ends[major]:
             major += 1
-            previous = np.int64(-1)
-        minor = np.int64(indices[i])
+            previous = -1
+        minor = int(indices[i])
         unordered += minor <= previous
         previous = minor
         counts[minor] += 1

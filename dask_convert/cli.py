@@ -32,9 +32,28 @@ class _Command(click.Command):
             sys.exit(INTERRUPTED_EXIT_CODE)
 
 
+def _configure(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
+    """Make what configuration says the defaults of the other options."""
+    from dask_convert.config import configured
+
+    try:
+        context.default_map = {**(context.default_map or {}), **configured(path)}
+    except DaskConvertError as error:
+        click.echo(f"dask-convert: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
 def _plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that `plan` and `convert` share."""
     options = (
+        click.option(
+            "--config",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            is_eager=True,
+            expose_value=False,
+            callback=_configure,
+            help="YAML file with a dask-convert section.",
+        ),
         click.option(
             "--memory",
             default="2GiB",

@@ -184,15 +184,18 @@ def run_conversion(
             copying = helper.submit(_copy_annotations, source, root, plan)
             progress.start(plan)
             try:
-                results = tuple(
-                    _run_matrix(
-                        Job(str(source), str(scratch), str(partial), n), m, run, root, progress
-                    )
-                    for n, m in enumerate(plan.matrices)
-                )
+                jobs = [
+                    Job(str(source), str(scratch), str(partial), number)
+                    for number in range(len(plan.matrices))
+                ]
+                results = tuple(_run_matrix(job, run, progress) for job in jobs)
                 copying.result()
             finally:
                 progress.stop()
+            for job, result in zip(jobs, results, strict=True):
+                indptr = np.load(job.files.indptr)
+                source_matrix, layout = job.plan.source, job.plan.target
+                describe_matrix(root, source_matrix, layout, np.dtype(result.data_dtype), indptr)
             finalise(root, __version__)
             _publish(partial, target, overwrite=overwrite)
         seconds = time.perf_counter() - started
@@ -300,10 +303,9 @@ def _copy_annotations(source: Path, root: zarr.Group, plan: ConversionPlan) -> N
         copy_annotations(file, root, converted=[matrix.source.name for matrix in plan.matrices])
 
 
-def _run_matrix(
-    job: Job, plan: MatrixPlan, executor: Executor, root: zarr.Group, progress: Progress
-) -> MatrixResult:
-    """Run the three stages of one matrix and write its metadata."""
+def _run_matrix(job: Job, executor: Executor, progress: Progress) -> MatrixResult:
+    """Run the three stages of one matrix; of its scratch files, only the indptr is left."""
+    plan = job.plan
     started = time.perf_counter()
     last_split = started
     data_dtype = ""
@@ -320,9 +322,8 @@ def _run_matrix(
 
     executor.run(conversion_graph(job, plan), on_report)
     ended = time.perf_counter()
-    indptr = np.load(job.files.indptr)
-    describe_matrix(root, plan.source, plan.target, np.dtype(data_dtype), indptr)
-    shutil.rmtree(job.files.directory)
+    for number in range(len(plan.blocks)):
+        job.files.block(number).unlink()
     return MatrixResult(
         name=plan.source.name,
         n_obs=plan.source.n_obs,

@@ -6,23 +6,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from dask_convert.graph import Executor, SynchronousExecutor
+from dask_convert.planning import Settings
+from dask_convert.progress import Silent
 from dask_convert.run import ConversionResult, plan_conversion, run_conversion
-from dask_convert.graph import Executor, Report, SynchronousExecutor
-from dask_convert.planning import ConversionPlan, MatrixPlan, Settings
 
 MEMORY_BYTES = 2**30
 TINY = {"chunk_nnz": 8, "shard_nnz": 16, "block_nnz": 20, "region_nnz": 32, "column_width": 4}
 """Settings that cut even a small matrix into many blocks, ranges, regions, shards and chunks."""
 
 
-class Silent:
-    """Progress that nobody watches."""
-
-    def start(self, plan: ConversionPlan) -> None: ...
-
-    def report(self, matrix: MatrixPlan, report: Report) -> None: ...
-
-    def stop(self) -> None: ...
+def names(directory: Path) -> list[str]:
+    """What a directory has, in order."""
+    return sorted(path.name for path in directory.iterdir())
 
 
 def convert(

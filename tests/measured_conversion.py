@@ -36,4 +36,4 @@ if __name__ == "__main__":
         "regions": len(result.plan.matrices[0].regions),
         "nnz": result.nnz,
     }
-    print(json.dumps(measured))  # noqa: T201
+    print(json.dumps(measured))

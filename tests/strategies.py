@@ -43,6 +43,7 @@ class Csr:
 
     @property
     def nnz(self) -> int:
+        """Number of stored entries."""
         return self.data.size
 
     @property
@@ -71,7 +72,11 @@ def csr_from_rows(columns: list[list[int]], n_vars: int, data: Any) -> Csr:
 
 
 def random_csr(
-    rng: np.random.Generator, shape: tuple[int, int], row_nnz: Any, dtype: str, values: str = "counts"
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    row_nnz: Any,
+    dtype: str,
+    values: str = "counts",
 ) -> Csr:
     """A matrix of this many entries in each row, its columns in any order and maybe repeated."""
     indptr = np.concatenate([[0], np.cumsum(row_nnz, dtype=np.int64)]).astype(np.int64)
@@ -81,7 +86,7 @@ def random_csr(
 
 
 def random_values(rng: np.random.Generator, size: int, dtype: str, kind: str) -> NDArray[Any]:
-    """Values of one of `VALUE_KINDS`: small counts, a few large ones among them, limits, any bits."""
+    """Values of one of `VALUE_KINDS`: counts, rarely large ones, limits, any bits."""
     numpy_dtype = np.dtype(dtype)
     if numpy_dtype.kind == "b":
         return rng.integers(0, 2, size).astype(bool)
@@ -94,7 +99,11 @@ def random_values(rng: np.random.Generator, size: int, dtype: str, kind: str) ->
         return rng.choice(special_values(dtype), size)
     any_bits = np.frombuffer(rng.bytes(size * numpy_dtype.itemsize), numpy_dtype)
     # Whether casts make a signalling NaN of float16 quiet depends on the processor.
-    return np.where(np.isnan(any_bits), numpy_dtype.type(np.nan), any_bits) if dtype == "f2" else any_bits
+    return (
+        np.where(np.isnan(any_bits), numpy_dtype.type(np.nan), any_bits)
+        if dtype == "f2"
+        else any_bits
+    )
 
 
 def special_values(dtype: str) -> NDArray[Any]:
@@ -115,8 +124,27 @@ def special_values(dtype: str) -> NDArray[Any]:
         payload = nan[-1:].view(f"u{numpy_dtype.itemsize}") | 5  # a NaN is not just a NaN
         return np.concatenate([nan, payload.view(numpy_dtype)])
     info = np.iinfo(numpy_dtype)
-    limits = (0, 1, 2, 127, 128, 255, 256, 2**15 - 1, 2**16 - 1, 2**16, 2**31 - 1, 2**31, 2**32, 2**63)
-    inside = [v for v in (*limits, -1, -128, -129, -(2**15), info.min, info.max) if info.min <= v <= info.max]
+    limits = (
+        0,
+        1,
+        2,
+        127,
+        128,
+        255,
+        256,
+        2**15 - 1,
+        2**16 - 1,
+        2**16,
+        2**31 - 1,
+        2**31,
+        2**32,
+        2**63,
+    )
+    inside = [
+        v
+        for v in (*limits, -1, -128, -129, -(2**15), info.min, info.max)
+        if info.min <= v <= info.max
+    ]
     return np.array(inside, numpy_dtype)
 
 
@@ -157,7 +185,9 @@ def storages(draw: st.DrawFn) -> Storage:
     )
 
 
-def write_h5ad(path: Path, matrices: Csr | Mapping[str, Csr], storage: Storage | None = None) -> Path:
+def write_h5ad(
+    path: Path, matrices: Csr | Mapping[str, Csr], storage: Storage | None = None
+) -> Path:
     """Write a valid, minimal h5ad file with these matrices; one alone becomes ``X``."""
     storage = storage or Storage()
     matrices = {"X": matrices} if isinstance(matrices, Csr) else matrices
@@ -189,13 +219,20 @@ def write_matrix(file: h5py.File, name: str, matrix: Csr, storage: Storage) -> N
         group.attrs.update({**encoding, "shape": matrix.shape})
     write_member(group, "data", matrix.data, storage)
     write_member(group, "indices", matrix.indices.astype(storage.index_dtype), storage)
-    write_member(group, "indptr", matrix.indptr.astype(storage.indptr_dtype), replace(storage, filters="none"))
+    write_member(
+        group,
+        "indptr",
+        matrix.indptr.astype(storage.indptr_dtype),
+        replace(storage, filters="none"),
+    )
 
 
 def write_member(group: h5py.Group, name: str, array: NDArray[Any], storage: Storage) -> None:
     """Write one member array."""
     dtype = array.dtype.newbyteorder(">") if storage.big_endian else array.dtype
-    chunked = {"chunks": (storage.chunk_length,), "maxshape": (None,)} if storage.chunk_length else {}
+    chunked = (
+        {"chunks": (storage.chunk_length,), "maxshape": (None,)} if storage.chunk_length else {}
+    )
     group.create_dataset(name, data=array, dtype=dtype, **chunked, **FILTERS[storage.filters])
 
 
@@ -206,7 +243,9 @@ def write_axis(file: h5py.File, name: str, length: int, *, legacy: bool = False)
         file[name] = np.array([(n.encode(),) for n in names], [("index", "S12")])
         return
     frame = file.create_group(name)
-    frame.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"})
+    frame.attrs.update(
+        {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"}
+    )
     frame.attrs.create("column-order", [], dtype=h5py.string_dtype())
     index = frame.create_dataset("_index", data=np.array(names, object), dtype=h5py.string_dtype())
     index.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})

@@ -26,7 +26,11 @@ def holds_exactly(value: Any, dtype: np.dtype[Any]) -> bool:
     """Whether a type has this value, without numpy's casts: the oracle."""
     if value.dtype.kind == "c":
         real_kind = np.dtype(f"f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype
-        imaginary = holds_exactly(value.imag, real_kind) if dtype.kind == "c" else is_positive_zero(value.imag)
+        imaginary = (
+            holds_exactly(value.imag, real_kind)
+            if dtype.kind == "c"
+            else is_positive_zero(value.imag)
+        )
         return imaginary and holds_exactly(value.real, real_kind)
     if dtype.kind == "c":
         return holds_exactly(value, np.dtype(f"f{dtype.itemsize // 2}"))
@@ -99,7 +103,9 @@ def test_exact_mask_is_the_and_over_values_and_pieces(data: st.DataObject) -> No
     source = data.draw(st.sampled_from(DTYPES))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     kind = data.draw(st.sampled_from(["counts", "bits", "special"]))
-    pieces = [random_values(rng, size, source, kind) for size in data.draw(st.lists(st.integers(0, 5)))]
+    pieces = [
+        random_values(rng, size, source, kind) for size in data.draw(st.lists(st.integers(0, 5)))
+    ]
     candidates = auto_dtypes(np.dtype(source))
     mask = (1 << len(candidates)) - 1
     for piece in pieces:
@@ -131,7 +137,9 @@ def test_every_supported_type_can_be_asked_for(code: str) -> None:
     assert requested_dtype("auto", dtype) is None
 
 
-@pytest.mark.parametrize("name", ["", "flaot32", "U5", "O", "datetime64[s]", "V8", "longdouble", "f8,f8", "3f8"])
+@pytest.mark.parametrize(
+    "name", ["", "flaot32", "U5", "O", "datetime64[s]", "V8", "longdouble", "f8,f8", "3f8"]
+)
 def test_a_name_that_is_no_type_of_a_matrix_is_refused(name: str) -> None:
     """The message has the name."""
     with pytest.raises(PlanError, match="data_dtype") as caught:

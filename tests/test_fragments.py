@@ -61,7 +61,10 @@ def read(written: Written, numbers: range) -> list[Fragment]:
 def snapshot(written: Written) -> list[tuple[Any, ...]]:
     """All that a combine task would see of a file."""
     fragments = read(written, range(written.layout.n_ranges))
-    return [(f.columns, f.counts.tobytes(), f.payload, bits(as_words([f.records])).tobytes()) for f in fragments]
+    return [
+        (f.columns, f.counts.tobytes(), f.payload, bits(as_words([f.records])).tobytes())
+        for f in fragments
+    ]
 
 
 @pytest.fixture(params=[False, True], ids=["words", "paged"])
@@ -145,7 +148,10 @@ def test_every_flipped_bit_of_the_head_is_found(small: Written) -> None:
         damaged = bytearray(content)
         damaged[position] ^= 1 << position % 8
         small.path.write_bytes(damaged)
-        with FragmentFile(small.path, small.layout) as file, pytest.raises(FragmentError, match="block"):
+        with (
+            FragmentFile(small.path, small.layout) as file,
+            pytest.raises(FragmentError, match="block"),
+        ):
             file.head()
 
 
@@ -166,7 +172,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_file_of_another_plan_is_refused(small: Written) -> None:
     """A head of another length does not pass for one of this layout."""
-    head = Head(0, 0, np.dtype("f8"), np.zeros(9, np.uint32), np.zeros(1, [("end", "<u8"), ("crc32c", "<u4")]))
+    head = Head(
+        0,
+        0,
+        np.dtype("f8"),
+        np.zeros(9, np.uint32),
+        np.zeros(1, [("end", "<u8"), ("crc32c", "<u4")]),
+    )
     with pytest.raises(FragmentError, match="layout"):
         encode_head(small.layout, head)
     with FragmentFile(small.path, FragmentLayout(9, 9)) as file, pytest.raises(FragmentError):

@@ -21,7 +21,9 @@ KERNEL_INDEX_DTYPES = [dtype for dtype in INDEX_DTYPES if dtype != "uint64"]
 
 @pytest.mark.parametrize("dtype", KERNEL_INDEX_DTYPES)
 @given(st.data())
-def test_check_indices_copies_or_finds_the_first_that_is_out_of_range(dtype: str, data: st.DataObject) -> None:
+def test_check_indices_copies_or_finds_the_first_that_is_out_of_range(
+    dtype: str, data: st.DataObject
+) -> None:
     """The oracle is a comparison of every index with the limits."""
     n_vars = data.draw(st.integers(0, 50))
     near = st.integers(0 if dtype[0] == "u" else -3, 60)
@@ -52,13 +54,17 @@ def test_count_columns_adds_to_a_histogram(indices: NDArray[np.int32]) -> None:
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", "i4", "i8", "u4", "u8"])
 @given(st.data())
-def test_narrow_to_uint16_says_yes_exactly_if_every_bit_comes_back(dtype: str, data: st.DataObject) -> None:
+def test_narrow_to_uint16_says_yes_exactly_if_every_bit_comes_back(
+    dtype: str, data: st.DataObject
+) -> None:
     """The oracle looks every value up among the 65,536 that fit."""
     fitting = np.arange(65536).astype(dtype)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     kind = data.draw(st.sampled_from(["special", "bits", "fitting"]))
     size = data.draw(st.integers(0, 3))
-    values = rng.choice(fitting, size) if kind == "fitting" else random_values(rng, size, dtype, kind)
+    values = (
+        rng.choice(fitting, size) if kind == "fitting" else random_values(rng, size, dtype, kind)
+    )
     bits = values.view(f"u{dtype[1]}")
     narrowed = np.empty(size, np.uint16)
     fits = bool(np.isin(bits, fitting.view(bits.dtype)).all())
@@ -111,7 +117,7 @@ def test_scattering_rows_in_any_order_takes_one_tile(matrix: Csr) -> None:
 
 @given(csr_matrices(), st.data())
 def test_placing_fills_the_region_and_nothing_beside_it(matrix: Csr, data: st.DataObject) -> None:
-    """A region cut anywhere gets its slice of the sorted entries; cursors move as by all of them."""
+    """A region cut anywhere gets its slice of the sorted entries; cursors move by all of them."""
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, matrix.nnz)] * 2)))
     records, counts = scattered(matrix, max(matrix.shape[1], 1))
     ends = np.cumsum(counts, dtype=np.int64)
@@ -133,7 +139,11 @@ def test_placing_fills_the_region_and_nothing_beside_it(matrix: Csr, data: st.Da
 def test_rows_of_the_largest_block_fit_the_narrowest_record(dtype: str) -> None:
     """The last row of a block of 65,536 comes back, beside a value with every bit set."""
     rows = 65_536
-    values = np.array([True]) if dtype == "?" else np.full(np.dtype(dtype).itemsize, 255, np.uint8).view(dtype)
+    values = (
+        np.array([True])
+        if dtype == "?"
+        else np.full(np.dtype(dtype).itemsize, 255, np.uint8).view(dtype)
+    )
     indptr = np.zeros(rows + 1, np.int64)
     indptr[-1] = 1
     matrix = Csr(values, np.zeros(1, np.int64), indptr, (rows, 1))

@@ -46,7 +46,9 @@ def rows_slice(matrix: Csr, start: int, stop: int) -> Csr:
     """The rows ``[start, stop)``."""
     entries = slice(int(matrix.indptr[start]), int(matrix.indptr[stop]))
     indptr = matrix.indptr[start : stop + 1] - matrix.indptr[start]
-    return Csr(matrix.data[entries], matrix.indices[entries], indptr, (stop - start, matrix.shape[1]))
+    return Csr(
+        matrix.data[entries], matrix.indices[entries], indptr, (stop - start, matrix.shape[1])
+    )
 
 
 def draw_cuts(data: st.DataObject, length: int) -> list[int]:
@@ -57,7 +59,7 @@ def draw_cuts(data: st.DataObject, length: int) -> list[int]:
 def test_block_records_are_a_stable_sort_by_column(
     matrix: Csr, data: st.DataObject, paged: bool, tile_columns: int
 ) -> None:
-    """Whatever the pieces and tiles, rows in order or not, and whenever values had to be widened."""
+    """Whatever the pieces and tiles, rows in order or not, whenever values were widened."""
     block = block_records(matrix, draw_cuts(data, matrix.nnz), paged=paged)
     order = np.argsort(matrix.indices, kind="stable")
     with mock.patch.object(ordering, "_TILE_COLUMNS", tile_columns):
@@ -68,10 +70,14 @@ def test_block_records_are_a_stable_sort_by_column(
 
 
 @given(csr_matrices(min_obs=1), st.data(), st.booleans())
-def test_block_records_keep_the_narrowest_payload(matrix: Csr, data: st.DataObject, paged: bool) -> None:
-    """It is the first type that every value survives, and records are packed as the plain way does."""
+def test_block_records_keep_the_narrowest_payload(
+    matrix: Csr, data: st.DataObject, paged: bool
+) -> None:
+    """It is the first type that every value survives; records are those of the plain way."""
     block = block_records(matrix, draw_cuts(data, matrix.nnz), paged=paged)
-    surviving = [p for p in payload_dtypes(matrix.data.dtype) if narrowed(matrix.data, p) is not None]
+    surviving = [
+        p for p in payload_dtypes(matrix.data.dtype) if narrowed(matrix.data, p) is not None
+    ]
     assert block.payload == surviving[0]
     order = np.argsort(matrix.indices, kind="stable")
     with np.errstate(all="ignore"):
@@ -132,7 +138,9 @@ def test_region_entries_are_their_slice_of_the_matrix_in_csc(
     blocks = [(row, block_records(part, [], paged=paged), part) for row, part in parts]
     payloads = {block.payload for _, block, _ in blocks}
     payload = payloads.pop() if len(payloads) == 1 else matrix.data.dtype
-    entries = RegionEntries(stop - start, np.dtype(np.int32), payload, indptr[:-1].astype(np.int64) - start)
+    entries = RegionEntries(
+        stop - start, np.dtype(np.int32), payload, indptr[:-1].astype(np.int64) - start
+    )
     placed(matrix, blocks, data.draw(st.integers(1, max(n_vars, 1))), entries)
     np.testing.assert_array_equal(entries.rows(0, stop - start), expected_rows[start:stop])
     values = entries.values(0, stop - start, matrix.data.dtype)
@@ -154,7 +162,9 @@ def test_paged_one_word_and_wide_records_place_the_same(matrix: Csr, data: st.Da
             entries.place(block.records(), block.payload, counts, everything, 5)
             regions.append(entries)
     for entries in regions[1:]:
-        np.testing.assert_array_equal(entries.rows(0, stop - start), regions[0].rows(0, stop - start))
+        np.testing.assert_array_equal(
+            entries.rows(0, stop - start), regions[0].rows(0, stop - start)
+        )
         values = [e.values(0, stop - start, matrix.data.dtype) for e in (entries, regions[0])]
         assert_same_bits(*values)
 
@@ -174,7 +184,7 @@ def test_widening_happens_as_late_as_the_last_value(paged: bool) -> None:
 
 @pytest.mark.parametrize(("n_large", "stays"), [(0, True), (10, True), (47, False)])
 def test_pages_are_kept_while_few_values_escape(n_large: int, stays: bool) -> None:
-    """Up to one value in 64 may be 255 or more; either way nothing changes but the records' kind."""
+    """Up to one value in 64 may be 255 or more; nothing but the kind of records changes."""
     n = 3000
     values = np.ones(n, "f4")
     values[np.linspace(0, n - 1, n_large).astype(int)] = np.arange(255, 255 + n_large)
@@ -182,7 +192,9 @@ def test_pages_are_kept_while_few_values_escape(n_large: int, stays: bool) -> No
     block = block_records(matrix, [1500], paged=True)
     assert isinstance(block.records(), PagedRecords) == stays
     order = np.argsort(matrix.indices, kind="stable")
-    np.testing.assert_array_equal(words_of(block), pack_records(matrix.rows[order], values[order].astype("u2")))
+    np.testing.assert_array_equal(
+        words_of(block), pack_records(matrix.rows[order], values[order].astype("u2"))
+    )
 
 
 def test_pages_are_left_where_one_column_has_more_than_can_be_counted() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import zarr
+from engine import names
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -35,14 +35,20 @@ def matrix_source(nnz: int, n_vars: int = 4) -> MatrixSource:
 
 
 def write_matrix(
-    target: Path, layout: TargetLayout, data: NDArray[Any], indices: NDArray[np.int32], region_nnz: int
+    target: Path,
+    layout: TargetLayout,
+    data: NDArray[Any],
+    indices: NDArray[np.int32],
+    region_nnz: int,
 ) -> NDArray[np.int64]:
     """Write a matrix region by region, the last first, as tasks may."""
     for region in reversed(target_regions(data.size, region_nnz)):
         for member, array in (("data", data), ("indices", indices)):
             own = array[region.start_nnz : region.stop_nnz]
             before = _tree_bytes(target)
-            written = write_region(target / "X" / member, layout, region, lambda low, high, own=own: own[low:high])
+            written = write_region(
+                target / "X" / member, layout, region, lambda low, high, own=own: own[low:high]
+            )
             assert written == _tree_bytes(target) - before
     indptr = np.array([0, 0, data.size // 2, data.size, data.size])
     root = zarr.open_group(target, mode="a", zarr_format=layout.zarr_format)
@@ -110,7 +116,9 @@ def test_zarr_would_write_the_same_metadata_and_reads_by_slices(
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("sharded", [False, True])
-def test_zarr_notices_every_flipped_byte_of_a_chunk(tmp_path: Path, codec: str, sharded: bool) -> None:
+def test_zarr_notices_every_flipped_byte_of_a_chunk(
+    tmp_path: Path, codec: str, sharded: bool
+) -> None:
     """The checksums are there and right: no damage in a v3 file reads as other values."""
     data = np.arange(30, dtype="f4")
     layout = target_layout(3, sharded, codec)
@@ -134,7 +142,7 @@ def test_a_shards_index_marks_what_lies_beyond_the_end(tmp_path: Path) -> None:
     content = (tmp_path / "c" / "0").read_bytes()
     index = np.frombuffer(content[-52:-4], "<u8").reshape(3, 2)
     np.testing.assert_array_equal(index, [[0, 44], [44, 44], [ABSENT, ABSENT]])
-    assert os.listdir(tmp_path / "c") == ["0"]
+    assert names(tmp_path / "c") == ["0"]
 
 
 def test_a_region_written_twice_is_the_same(tmp_path: Path) -> None:
@@ -152,7 +160,9 @@ def test_a_region_written_twice_is_the_same(tmp_path: Path) -> None:
 
 def test_only_our_stores_are_known_as_ours(tmp_path: Path) -> None:
     """A finished store is; another store, a directory, a file and nothing at all are not."""
-    write_matrix(tmp_path / "ours", target_layout(3, True, "lz4"), np.ones(5), np.zeros(5, np.int32), 30)
+    write_matrix(
+        tmp_path / "ours", target_layout(3, True, "lz4"), np.ones(5), np.zeros(5, np.int32), 30
+    )
     zarr.open_group(tmp_path / "other", mode="w")
     zarr.create_array(tmp_path / "array", shape=(3,), dtype="f4")
     (tmp_path / "directory").mkdir()
