@@ -1,0 +1,152 @@
+"""The command line as people use it: output, exit codes, configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+import scipy.sparse
+from click.testing import CliRunner, Result
+
+from dask_convert.cli import main
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A small h5ad file."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.3, (50, 20)).astype(np.float64)
+    path = tmp_path / "cells.h5ad"
+    anndata.AnnData(scipy.sparse.csr_matrix(counts)).write_h5ad(path, compression="gzip")
+    return path
+
+
+def run(*arguments: object) -> Result:
+    """Run a command of dask-convert."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_convert_writes_a_store_that_anndata_reads(source: Path, tmp_path: Path) -> None:
+    """The store equals the source, and the summary says where it is."""
+    target = tmp_path / "genes.zarr"
+    result = run("convert", source, target, "--workers", 0, "--memory", "1GiB")
+    assert result.exit_code == 0, result.output
+    assert str(target) in result.output
+    expected = anndata.read_h5ad(source).X.toarray()
+    np.testing.assert_array_equal(anndata.read_zarr(target).X.toarray(), expected)
+
+
+def test_quiet_prints_nothing(source: Path, tmp_path: Path) -> None:
+    """--quiet leaves both streams empty."""
+    result = run("convert", source, tmp_path / "genes.zarr", "--workers", 0, "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_plan_touches_nothing(source: Path, tmp_path: Path) -> None:
+    """Its JSON has the numbers that its text has, and no file appears."""
+    before = sorted(tmp_path.iterdir())
+    text = run("plan", source, "--workers", 2)
+    plan = json.loads(run("plan", source, "--workers", 2, "--json").stdout)
+    assert text.exit_code == 0
+    assert plan["matrices"][0]["source"]["nnz"] == anndata.read_h5ad(source).X.nnz
+    assert plan["projected"]["total_bytes"] <= plan["settings"]["memory"]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_errors_are_one_line_and_an_exit_code(source: Path, tmp_path: Path) -> None:
+    """Each kind has its own code, none a traceback, and nothing is left behind."""
+    there = tmp_path / "there"
+    there.mkdir()
+    before = sorted(tmp_path.iterdir())
+    cases = [
+        (("plan", tmp_path / "none.h5ad"), 3, "no such file"),
+        (("plan", source, "--memory", "100MiB"), 2, "the least is"),
+        (("plan", source, "--memory", "many"), 2, "memory is 'many'"),
+        (("plan", source, "--matrix", "layers/none"), 2, "there are: X"),
+        (("plan", source, "--shard-nnz", 7), 2, "shard_nnz is 7"),
+        (("convert", source, there, "--workers", 0), 4, "exists already"),
+        (("convert", source, there, "--workers", 0, "--overwrite"), 4, "not made by"),
+        (("convert", source, tmp_path / "x", "--workers", 0, "--data-dtype", "bool"), 3, "bool"),
+    ]
+    for arguments, code, words in cases:
+        result = run(*arguments)
+        assert result.exit_code == code, (arguments, result.output)
+        assert words in result.stderr
+        assert result.stderr.startswith("dask-convert: ")
+        assert len(result.stderr.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_config_file_sets_defaults(source: Path, tmp_path: Path) -> None:
+    """The command line goes before the file, the file before the defaults."""
+    config = tmp_path / "my.yaml"
+    config.write_text("dask-convert:\n  memory: 3GiB\n  codec: gzip\n  workers: 1\n")
+    result = run("plan", source, "--config", config, "--workers", 2, "--json")
+    settings = json.loads(result.stdout)["settings"]
+    assert (settings["memory"], settings["codec"], settings["workers"]) == (3 * 2**30, "gzip", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("dask-convert:\n  memry: 3GiB\n", "memry"),
+        ("dask-convert:\n  workers: many\n", "dask-convert.workers"),
+        ("other: 1\n", "no section"),
+        ("dask-convert: [\n", "cannot be read as YAML"),
+    ],
+)
+def test_a_wrong_config_file_is_refused(
+    source: Path, tmp_path: Path, text: str, words: str
+) -> None:
+    """The message names file and option."""
+    config = tmp_path / "my.yaml"
+    config.write_text(text)
+    result = run("plan", source, "--config", config)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "my.yaml" in result.stderr
+
+
+def test_an_interrupt_leaves_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends a run with one line, code 130, and no file."""
+
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dask_convert.stages.split", interrupted)
+    before = sorted(tmp_path.iterdir())
+    result = run("convert", source, tmp_path / "genes.zarr", "--workers", 0)
+    assert result.exit_code == 130
+    assert "interrupted" in result.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_demo_tells_its_story(tmp_path: Path) -> None:
+    """It makes, converts, compares and reads; a second one at the same place is refused."""
+    directory = tmp_path / "demo"
+    arguments = ("demo", directory, "--n-obs", 300, "--n-vars", 200, "--workers", 0)
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "equal, bit by bit" in result.output
+    assert "read in" in result.output
+    assert run(*arguments).exit_code == 4
+
+
+def test_demo_would_notice_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its comparison fails if a value in the store is another one."""
+    from dask_convert import ordering
+
+    original = ordering.BlockRecords.add
+
+    def add_wrong(self: ordering.BlockRecords, position: int, values: np.ndarray) -> None:
+        original(self, position, values + (position == 0))
+
+    monkeypatch.setattr(ordering.BlockRecords, "add", add_wrong)
+    result = run("demo", tmp_path / "demo", "--n-obs", 300, "--n-vars", 200, "--workers", 0)
+    assert result.exit_code == 1
+    assert "differs from scipy" in result.stderr
