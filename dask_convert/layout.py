@@ -15,8 +15,8 @@ Codec = Literal["lz4", "zstd", "gzip", "none"]
 
 
 DEFAULT_CHUNK_NNZ = 2**17
-DEFAULT_CODEC: Codec = "lz4"
-DEFAULT_CODEC_LEVEL = 5
+DEFAULT_CODEC: Codec = "zstd"
+DEFAULT_CODEC_LEVEL = 1
 
 PAGE_ROWS = 256
 """Rows of a page; see `dask_convert.pages`."""

@@ -364,5 +364,5 @@ def _is_zarr_key(path: Path, root: Path) -> bool:
     if path.is_dir():
         return True
     metadata = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
-    is_chunk = path.name.replace(".", "").isdigit() and path.parent != root
-    return path.name in metadata or is_chunk
+    is_chunk = path.name == "c" or path.name.replace(".", "").isdigit()
+    return path.name in metadata or (is_chunk and path.parent != root)
