@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from benchmarks.measuring import Results, cores
+from dask_convert.layout import DEFAULT_CODEC
 
 SOURCE = click.Path(exists=True, dir_okay=False, path_type=Path, resolve_path=True)
 DIRECTORY = click.Path(file_okay=False, path_type=Path, resolve_path=True)
@@ -95,15 +96,22 @@ def floor(results: Results, source: Path, target: Path, processes: int, *, with_
     memory,
     processes,
     click.option("--repeats", type=int, default=3),
+    click.option("--codec", default=DEFAULT_CODEC, show_default=True),
 )
 def ratio(
-    results: Results, source: Path, directory: Path, memory: str, processes: int, repeats: int
+    results: Results,
+    source: Path,
+    directory: Path,
+    memory: str,
+    processes: int,
+    repeats: int,
+    codec: str,
 ) -> None:
     """Alternate conversion of SOURCE, floor and read by h5py; ratios are taken round by round."""
     from benchmarks import comparing
 
     directory.mkdir(parents=True, exist_ok=True)
-    comparing.ratio(results, source, directory, memory, processes, repeats)
+    comparing.ratio(results, source, directory, memory, processes, repeats, codec)
 
 
 @_benchmark(

@@ -27,7 +27,13 @@ CONVERT, FLOOR, H5PY = "convert, whole process", "floor", "h5py reads the source
 
 
 def ratio(
-    results: Results, source: Path, directory: Path, memory: str, processes: int, repeats: int
+    results: Results,
+    source: Path,
+    directory: Path,
+    memory: str,
+    processes: int,
+    repeats: int,
+    codec: str,
 ) -> None:
     """Alternate a conversion, the floor and a read by h5py; add medians and paired ratios.
 
@@ -43,10 +49,12 @@ def ratio(
         Budget of the conversion; cores of the floor and of the conversion.
     repeats
         Rounds; each begins with another of the three, but the very first with the conversion.
+    codec
+        Of the target.
     """
     target = directory / f"{source.stem}.ratio.zarr"
     command = python_module("dask_convert", "convert", source, target, "--memory", memory)
-    command += ["--workers", str(processes), "--quiet"]
+    command += ["--workers", str(processes), "--codec", codec, "--quiet"]
 
     def convert() -> float:
         remove_target(target)
@@ -67,6 +75,7 @@ def ratio(
     for repeat in range(repeats):
         first = repeat % len(ways)
         for name, measure in [*ways[first:], *ways[:first]]:
+            _warm(source)
             samples[name].append(measure())
             say(f"{repeat + 1}/{repeats}  {name}: {samples[name][-1]:.2f} s")
     nnz = halves[0].nnz
@@ -75,6 +84,7 @@ def ratio(
     ratios = {f"convert / {name}": _paired(samples, CONVERT, name) for name in (FLOOR, H5PY)}
     from_disk = max(half.disk_bytes for half in halves) / 2**30
     settings = {"source": source.name, "nnz": nnz, "memory": memory, "cores": processes}
+    settings["codec"] = codec
     results.add(
         "Whole process against the floor",
         {**settings, "repeats": repeats, "GiB from disk in the floor": from_disk},
@@ -85,6 +95,13 @@ def ratio(
         samples=samples,
     )
     _steps(results, source, target, settings)
+
+
+def _warm(path: Path) -> None:
+    """Read a file into the page cache, so that all begin alike."""
+    with path.open("rb", buffering=0) as file:
+        while file.read(2**24):
+            pass
 
 
 def _paired(samples: dict[str, list[float]], above: str, below: str) -> list[float]:
@@ -100,7 +117,9 @@ def _spread(what: str, unit: str, values: list[float], nnz: int = 0) -> Row:
 def _steps(results: Results, source: Path, target: Path, settings: dict[str, Any]) -> None:
     """One more conversion, for what its tasks say of their steps."""
     remove_target(target)
-    options = {"memory": settings["memory"], "workers": settings["cores"]}
+    _warm(source)
+    options = {name: settings[name] for name in ("memory", "codec")}
+    options["workers"] = settings["cores"]
     run = run_command(converter("ours", source, target, **options), sampled=False).succeeded()
     remove_target(target)
     rows = step_rows(run, settings["cores"])

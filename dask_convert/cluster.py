@@ -29,7 +29,7 @@ _ENVIRONMENT = {
     # chunk and every task took a third of a worker's time. Only the largest buffers go back.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
     "MALLOC_TOP_PAD_": str(64 * 2**20),
     # A worker has one core.
     "OMP_NUM_THREADS": "1",

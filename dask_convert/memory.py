@@ -14,11 +14,11 @@ from dask_convert.records import native_dtype, payload_dtypes, record_bytes
 
 MIB = 2**20
 
-DRIVER_BYTES = 330 * MIB
-"""The driver at rest: client, scheduler, dashboard, and anndata with all that it imports."""
+DRIVER_BYTES = 280 * MIB
+"""At rest: the driver with client, scheduler and dashboard, and what workers are forked from."""
 
 WORKER_BYTES = 150 * MIB
-"""A worker at rest: dask, numba with the kernels, the codecs."""
+"""A worker at rest: what it does not share, and freed memory that its heap keeps."""
 
 READ_PIECE_BYTES = 8 * MIB
 """The most that is read at once from a contiguous data set or from a fragment file."""
