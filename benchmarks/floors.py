@@ -22,7 +22,8 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from dask_convert.h5ad import MemberReader, chunk_table, csr_matrices, open_source
+from dask_convert.h5ad import csr_matrices
+from dask_convert.hdf5 import MemberReader, chunk_table, open_source
 from dask_convert.layout import TargetLayout
 from dask_convert.shards import chunk_encoder
 

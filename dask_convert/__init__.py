@@ -18,11 +18,11 @@ from dask_convert._version import __version__
 if TYPE_CHECKING:
     from dask_convert.api import convert, plan
     from dask_convert.errors import DaskConvertError
-    from dask_convert.planning import ConversionPlan
+    from dask_convert.plans import ConversionPlan
     from dask_convert.run import ConversionResult
 
 _HOMES = {
-    "ConversionPlan": "planning",
+    "ConversionPlan": "plans",
     "ConversionResult": "run",
     "DaskConvertError": "errors",
     "convert": "api",

@@ -14,7 +14,7 @@ from dask_convert.cluster import default_workers, local_client, prepare_workers
 from dask_convert.errors import PlanError
 from dask_convert.graph import ClientExecutor, Executor, SynchronousExecutor
 from dask_convert.layout import DEFAULT_CHUNK_NNZ, DEFAULT_CODEC, Codec
-from dask_convert.planning import ConversionPlan, Settings
+from dask_convert.plans import ConversionPlan, Settings
 from dask_convert.progress import Silent
 from dask_convert.run import ConversionResult, Progress, plan_conversion, run_conversion
 

@@ -23,7 +23,7 @@ from dask_convert.tasks import CombineReport, SplitReport
 
 if TYPE_CHECKING:
     from dask_convert.graph import Report
-    from dask_convert.planning import ConversionPlan, MatrixPlan
+    from dask_convert.plans import ConversionPlan, MatrixPlan
 
 
 class Bars:

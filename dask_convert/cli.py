@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ class _Command(click.Command):
     """A command whose expected errors are one line and an exit code, not a traceback."""
 
     def invoke(self, context: click.Context) -> Any:
+        # What a batch system sends before it kills: end as on Ctrl-C, and clear up.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return super().invoke(context)
         except DaskConvertError as error:

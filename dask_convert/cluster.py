@@ -22,7 +22,7 @@ import dask
 if TYPE_CHECKING:
     from distributed import Client
 
-    from dask_convert.planning import ConversionPlan
+    from dask_convert.plans import ConversionPlan
 
 _ENVIRONMENT = {
     # One arena, and freed memory is used again: fetching pages from the system anew for every

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dask.callbacks import Callback
 from dask.local import get_sync
 
-from dask_convert.planning import MatrixPlan
+from dask_convert.plans import MatrixPlan
 from dask_convert.tasks import (
     BarrierReport,
     CombineReport,

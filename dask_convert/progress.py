@@ -10,7 +10,7 @@ from dask_convert.tasks import CombineReport, SplitReport
 
 if TYPE_CHECKING:
     from dask_convert.graph import Report
-    from dask_convert.planning import ConversionPlan, MatrixPlan
+    from dask_convert.plans import ConversionPlan, MatrixPlan
     from dask_convert.run import Progress
 
 LINE_SECONDS = 10.0

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -27,11 +28,20 @@ from dask_convert import __version__
 from dask_convert.annotations import annotation_bytes, copy_annotations
 from dask_convert.errors import DiskSpaceError, PlanError, SourceError, TargetError
 from dask_convert.graph import Executor, Report, conversion_graph
-from dask_convert.h5ad import chunk_table, csr_matrices, open_source, row_index
+from dask_convert.h5ad import csr_matrices, row_index
+from dask_convert.hdf5 import chunk_table, open_source
 from dask_convert.layout import MatrixSource
 from dask_convert.meters import Meters, PeakMemory
-from dask_convert.planning import ConversionPlan, MatrixPlan, Settings, conversion_plan
-from dask_convert.scratch import MatrixScratch, make_scratch, published, remove_scratch, save_array
+from dask_convert.planning import conversion_plan
+from dask_convert.plans import ConversionPlan, MatrixPlan, Settings
+from dask_convert.scratch import (
+    MatrixScratch,
+    make_scratch,
+    published,
+    remove_scratch,
+    save_array,
+    save_slabs,
+)
 from dask_convert.tasks import BarrierReport, Job, SplitReport
 from dask_convert.zarr_csc import describe_matrix, finalise, made_by_us
 
@@ -172,7 +182,7 @@ def run_conversion(
     """
     started = time.perf_counter()
     check_target(target, overwrite=overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    new_directories = _make_directory(target.parent)
     partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
     scratch = make_scratch(scratch_parent, target.name)
     try:
@@ -203,6 +213,9 @@ def run_conversion(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         remove_scratch(scratch)
+        for directory in new_directories:  # innermost first; those in use stay
+            with suppress(OSError):
+                directory.rmdir()
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
@@ -260,8 +273,8 @@ def _chosen(file: h5py.File, names: Iterable[str] | None) -> list[MatrixSource]:
         if name not in {matrix.name for matrix in found}:
             msg = f"{file.filename}: {name!r} is no CSR matrix of this file; there are: {available}"
             raise PlanError(msg)
-    if not wanted:
-        msg = f"{file.filename}: has no CSR matrix: there is nothing to convert"
+    if not any(name in file for name in ("X", "raw", "raw.X", "layers")):
+        msg = f"{file.filename}: has neither X nor layers nor raw: there is no matrix"
         raise SourceError(msg)
     return [matrix for matrix in found if matrix.name in wanted]
 
@@ -284,8 +297,7 @@ def _prepare_matrix(file: h5py.File, directory: Path, plan: MatrixPlan) -> Matri
     """Save a matrix's row ends and chunk tables; members whose tables are odd go through HDF5."""
     directory.mkdir()
     files = MatrixScratch(str(directory))
-    ends = np.concatenate([np.empty(0, np.int64), *row_index(file, plan.source).row_ends()])
-    save_array(files.row_ends, ends)
+    save_slabs(files.row_ends, plan.source.n_obs, row_index(file, plan.source).row_ends())
     changed = plan.source
     for member in ("data", "indices"):
         array = getattr(plan.source, member)
@@ -337,6 +349,17 @@ def _run_matrix(job: Job, executor: Executor, progress: Progress) -> MatrixResul
         combine_seconds=ended - last_split,
         steps=total.seconds,
     )
+
+
+def _make_directory(directory: Path) -> list[Path]:
+    """Make a directory; returns those of its parents and itself that were not there."""
+    new = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"cannot make {directory}: {error.strerror}"
+        raise TargetError(msg) from error
+    return new
 
 
 def _publish(partial: Path, target: Path, *, overwrite: bool) -> None:

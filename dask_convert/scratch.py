@@ -16,7 +16,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -109,3 +109,12 @@ def save_array(path: Path, array: NDArray[np.generic]) -> None:
     """Write an array so that it appears whole."""
     with published(path) as file:
         np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def save_slabs(path: Path, length: int, slabs: Iterable[NDArray[np.int64]]) -> None:
+    """Write an array of int64 that comes in slabs, so that it appears whole."""
+    header = {"descr": "<i8", "fortran_order": False, "shape": (length,)}
+    with published(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for slab in slabs:
+            write_all(file, slab.astype("<i8", copy=False).tobytes())

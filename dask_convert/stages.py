@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from dask_convert import dtypes, kernels, memory
 from dask_convert.errors import DtypeError, FragmentError, SourceError
 from dask_convert.fragment_files import FragmentFile, write_fragment_file
-from dask_convert.h5ad import MemberReader, Piece
+from dask_convert.hdf5 import MemberReader, Piece
 from dask_convert.layout import ArraySource, Region, RowBlock
 from dask_convert.meters import Meters
 from dask_convert.ordering import BlockRecords
 from dask_convert.placing import RegionEntries
-from dask_convert.planning import MatrixPlan
+from dask_convert.plans import MatrixPlan
 from dask_convert.records import native_dtype
 from dask_convert.scratch import save_array
 from dask_convert.shards import write_region

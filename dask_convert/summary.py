@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from dask_convert.planning import ConversionPlan, MatrixPlan
+from dask_convert.plans import ConversionPlan, MatrixPlan
 from dask_convert.run import ConversionResult, MatrixResult
 
 
@@ -24,6 +24,8 @@ def of_plan(plan: ConversionPlan) -> str:
     """A plan as lines of text."""
     settings = plan.settings
     lines = [line for matrix in plan.matrices for line in _matrix_plan_lines(matrix)]
+    if not lines:
+        lines = ["no CSR matrix: everything will be copied as it is"]
     lines += [
         f"memory     {bytes_text(plan.projected_bytes)} projected of {bytes_text(settings.memory)} "
         f"with {settings.workers} workers; the least is {bytes_text(plan.least_memory_bytes)}",
@@ -51,6 +53,8 @@ def plan_as_json(plan: ConversionPlan) -> dict[str, Any]:
 def of_result(result: ConversionResult) -> str:
     """A result as lines of text."""
     lines = [line for matrix in result.matrices for line in _matrix_result_lines(matrix)]
+    if not lines:
+        lines = ["no CSR matrix: everything was copied as it is"]
     budget = bytes_text(result.plan.settings.memory)
     rate = result.nnz / result.seconds / 1e6 if result.seconds else 0.0
     lines += [

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from dask_convert.meters import Meters
-from dask_convert.planning import ConversionPlan, MatrixPlan
+from dask_convert.plans import ConversionPlan, MatrixPlan
 from dask_convert.scratch import MatrixScratch
 
 

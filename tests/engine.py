@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dask_convert.graph import Executor, SynchronousExecutor
-from dask_convert.planning import Settings
+from dask_convert.plans import Settings
 from dask_convert.progress import Silent
 from dask_convert.run import ConversionResult, plan_conversion, run_conversion
 

@@ -44,7 +44,8 @@ from dask_convert.fragment_files import FragmentFile
 from dask_convert.graph import ClientExecutor, Executor, SynchronousExecutor
 from dask_convert.layout import ArraySource, MatrixSource
 from dask_convert.pages import PagedRecords
-from dask_convert.planning import RowIndex, Settings, conversion_plan
+from dask_convert.planning import conversion_plan
+from dask_convert.plans import RowIndex, Settings
 from dask_convert.records import unpack_payload, unpack_rows
 from dask_convert.tasks import Job, split
 

@@ -29,15 +29,8 @@ from strategies import (
 )
 
 from dask_convert.errors import SourceError
-from dask_convert.h5ad import (
-    MemberReader,
-    axis_length,
-    chunk_table,
-    csr_matrices,
-    matrix_format,
-    open_source,
-    row_index,
-)
+from dask_convert.h5ad import axis_length, csr_matrices, matrix_format, row_index
+from dask_convert.hdf5 import MemberReader, chunk_table, open_source
 from dask_convert.layout import ArraySource
 from dask_convert.memory import READ_PIECE_BYTES
 

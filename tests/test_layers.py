@@ -21,10 +21,11 @@ FLOORS = (
     {"records", "kernels"},
     {"dtypes", "pages"},
     {"memory"},
-    {"planning", "fragments", "ordering", "placing"},
+    {"plans", "fragments", "ordering", "placing"},
+    {"planning"},
     # Files.
-    {"h5ad", "scratch", "meters", "annotation_elements", "synthetic_model"},
-    {"fragment_files", "shards", "annotations", "synthetic"},
+    {"hdf5", "scratch", "meters", "annotation_elements", "synthetic_model"},
+    {"h5ad", "fragment_files", "shards", "annotations", "synthetic"},
     {"zarr_csc"},
     # Work.
     {"tasks"},
@@ -32,7 +33,7 @@ FLOORS = (
     {"graph", "preload"},
     {"run"},
     # What surrounds it.
-    {"config", "cluster", "progress", "summary", "report"},
+    {"config", "cluster", "progress", "summary"},
     {"bars"},
     {"api"},
     {"__init__"},
@@ -41,14 +42,11 @@ FLOORS = (
     {"__main__"},
 )
 DEFERRED = {
-    (
-        "tasks",
-        "stages",
-    ),  # tasks are named where they are planned, their work is loaded where they run
+    ("tasks", "stages"),  # tasks are named where they are planned, loaded where they run
     ("progress", "bars"),  # rich is slow to import, and only terminals need it
 }
 """Imports that go up, and so may stand in functions only."""
-PURE = set().union(*FLOORS[:5])
+PURE = set().union(*FLOORS[:6])
 SLOW = {"anndata", "dask", "distributed", "h5py", "zarr"}
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 MODULES = sorted(path.stem for path in DIRECTORY.glob("*.py"))

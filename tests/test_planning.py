@@ -16,15 +16,8 @@ from strategies import DTYPES
 
 from dask_convert.errors import MemoryBudgetError, PlanError
 from dask_convert.layout import ArraySource, ColumnRange, MatrixSource, Region, RowBlock
-from dask_convert.planning import (
-    PLAN_VERSION,
-    ConversionPlan,
-    MatrixPlan,
-    RowIndex,
-    Settings,
-    conversion_plan,
-    row_blocks,
-)
+from dask_convert.planning import conversion_plan, row_blocks
+from dask_convert.plans import PLAN_VERSION, ConversionPlan, MatrixPlan, RowIndex, Settings
 from dask_convert.records import MAX_BLOCK_ROWS
 
 GIB = 2**30
@@ -300,7 +293,7 @@ CONTRADICTIONS = {
     "format 2 has no shards": {"chunk_nnz": 10, "shard_nnz": 20, "zarr_format": 2},
     "workers is -1": {"workers": -1},
     "codec_level is -1": {"codec_level": -1},
-    "codec_level is 10: .*lz4": {"codec_level": 10},
+    "codec_level is 10: .*lz4": {"codec": "lz4", "codec_level": 10},
     "codec_level is 10: .*zstd": {"codec_level": 10, "codec": "zstd"},
     "codec_level is 10: .*gzip": {"codec_level": 10, "codec": "gzip"},
     "codec is 'lzma'": {"codec": "lzma"},

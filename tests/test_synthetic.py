@@ -184,7 +184,8 @@ def test_refuses_an_existing_path(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        raise OSError("disk full")
+        msg = "disk full"
+        raise OSError(msg)
 
     monkeypatch.setattr(synthetic, "_write_annotations", fail)
     with pytest.raises(OSError, match="disk full"):
