@@ -6,13 +6,13 @@ See `dask_convert.fragments` for what is in it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from dask_convert.errors import FragmentError
 from dask_convert.fragments import (
@@ -30,7 +30,9 @@ from dask_convert.layout import FRAGMENT_FIXED_BYTES, ColumnRange, FragmentLayou
 from dask_convert.memory import READ_PIECE_BYTES
 from dask_convert.pages import PagedRecords
 from dask_convert.records import Records
-from dask_convert.scratch import published, write_all
+from dask_convert.scratch import published, will_need, write_all
+
+FILES_AHEAD = 16
 
 
 class Fragment(msgspec.Struct, frozen=True):
@@ -84,6 +86,46 @@ def write_fragment_file(
     return layout.head_bytes + end
 
 
+def open_ahead(
+    paths: Sequence[Path], layout: FragmentLayout, numbers: range
+) -> Iterator[FragmentFile]:
+    """Open fragment files in turn, with their fragments of some column ranges located.
+
+    What will be read of the next files is asked for ahead of time, heads first and then
+    fragments, so that a disk (or a file system at the other end of a network) works while
+    its last answers are used. Each file is closed when the next one is asked for.
+
+    Raises
+    ------
+    FragmentError
+        One of them is missing or its head is damaged.
+    """
+    opened: list[FragmentFile] = []
+
+    def expected() -> Iterator[FragmentFile]:
+        for path in paths:
+            opened.append(FragmentFile(path, layout))
+            yield opened[-1].expect(numbers)
+
+    try:
+        for file in _ahead(file.locate() for file in _ahead(expected())):
+            yield file
+            file.close()
+    finally:
+        for file in opened:
+            file.close()
+
+
+def _ahead(files: Iterator[FragmentFile]) -> Iterator[FragmentFile]:
+    """The same files, each taken `FILES_AHEAD` steps before it is given."""
+    taken: deque[FragmentFile] = deque()
+    for file in files:
+        taken.append(file)
+        if len(taken) > FILES_AHEAD:
+            yield taken.popleft()
+    yield from taken
+
+
 class FragmentFile:
     """An open fragment file; a context manager.
 
@@ -108,7 +150,13 @@ class FragmentFile:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        os.close(self._descriptor)
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; again does no harm."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def head(self) -> Head:
         """The whole head, checked.
@@ -120,8 +168,44 @@ class FragmentFile:
         """
         return decode_head(self._layout, self._read(0, self._layout.head_bytes), self._name)
 
-    def fragments(self, numbers: range) -> Iterator[Fragment]:
-        """The fragments of consecutive column ranges, leaving out empty ones.
+    def expect(self, numbers: range) -> Self:
+        """Say which consecutive column ranges will be read; their part of the head is fetched."""
+        layout = self._layout
+        self._numbers = numbers
+        self._columns = slice(
+            layout.column_range(numbers[0]).start, layout.column_range(numbers[-1]).stop
+        )
+        will_need(self._descriptor, 0, FRAGMENT_FIXED_BYTES)
+        for start, size in (self._counts_place(), self._table_place()):
+            will_need(self._descriptor, start, size)
+        return self
+
+    def locate(self) -> Self:
+        """Read where the expected fragments are; they are fetched.
+
+        Raises
+        ------
+        FragmentError
+            The head is damaged.
+        """
+        _, n_pages, payload = decode_fixed(self._read(0, FRAGMENT_FIXED_BYTES), self._name)
+        self._kind = n_pages, payload
+        self._counts = np.frombuffer(self._read(*self._counts_place()), "<u4")
+        table = np.frombuffer(self._read(*self._table_place()), TABLE_DTYPE)
+        ends = table["end"].astype(np.int64)
+        if not self._numbers[0]:  # else the first row is of the fragment before
+            ends = np.concatenate([[0], ends])
+        self._ends = ends
+        self._checksums = table["crc32c"][-len(self._numbers) :]
+        if np.any(np.diff(ends) < 0):
+            msg = f"{self._name}: its table of fragments descends: the file was damaged"
+            raise FragmentError(msg)
+        start = self._layout.head_bytes + int(ends[0])
+        will_need(self._descriptor, start, int(ends[-1] - ends[0]))
+        return self
+
+    def fragments(self) -> Iterator[Fragment]:
+        """The fragments that were located, leaving out empty ones.
 
         They lie next to each other and are read so: one request of up to
         `memory.READ_PIECE_BYTES`, or one fragment if that is larger.
@@ -131,20 +215,8 @@ class FragmentFile:
         FragmentError
             One of them is damaged or cut short.
         """
-        layout = self._layout
-        _, n_pages, payload = decode_fixed(self._read(0, FRAGMENT_FIXED_BYTES), self._name)
-        columns = slice(
-            layout.column_range(numbers[0]).start, layout.column_range(numbers[-1]).stop
-        )
-        counts = self._array("<u4", layout.counts_offset, columns.start, columns.stop)
-        before = 1 if numbers[0] else 0  # a fragment begins where the one before it ends
-        table = self._array(TABLE_DTYPE, layout.table_offset, numbers[0] - before, numbers[-1] + 1)
-        ends = table["end"].astype(np.int64)
-        starts = ends[:-1] if before else np.concatenate([[0], ends[:-1]])
-        ends, checksums = ends[before:], table["crc32c"][before:]
-        if np.any(ends < starts):
-            msg = f"{self._name}: its table of fragments descends: the file was damaged"
-            raise FragmentError(msg)
+        layout, numbers, columns = self._layout, self._numbers, self._columns
+        starts, ends = self._ends[:-1], self._ends[1:]
         first = 0
         while first < len(numbers):
             last = int(np.searchsorted(ends, starts[first] + READ_PIECE_BYTES, side="right"))
@@ -154,23 +226,28 @@ class FragmentFile:
             for i in range(first, last):
                 begin, end = int(starts[i] - starts[first]), int(ends[i] - starts[first])
                 covered = layout.column_range(numbers[i])
-                own = counts[covered.start - columns.start : covered.stop - columns.start]
+                own = self._counts[covered.start - columns.start : covered.stop - columns.start]
                 name = f"{self._name}, fragment {numbers[i]}"
-                checksum = int(checksums[i])
-                records = decode_fragment(piece[begin:end], own, checksum, (n_pages, payload), name)
+                checksum = int(self._checksums[i])
+                records = decode_fragment(piece[begin:end], own, checksum, self._kind, name)
                 if begin != end:
-                    yield Fragment(covered, own, payload, records)
+                    yield Fragment(covered, own, self._kind[1], records)
             first = last
 
-    def _array(self, dtype: Any, offset: int, start: int, stop: int) -> NDArray[Any]:
-        itemsize = np.dtype(dtype).itemsize
-        read = self._read(offset + start * itemsize, (stop - start) * itemsize)
-        return np.frombuffer(read, dtype)
+    def _counts_place(self) -> tuple[int, int]:
+        """Offset and size of the expected columns' counts."""
+        start, stop = self._columns.start, self._columns.stop
+        return self._layout.counts_offset + 4 * start, 4 * (stop - start)
+
+    def _table_place(self) -> tuple[int, int]:
+        """Offset and size of the expected fragments' rows, and the one before: their start."""
+        start, stop = max(self._numbers[0] - 1, 0), self._numbers[-1] + 1
+        itemsize = TABLE_DTYPE.itemsize
+        return self._layout.table_offset + itemsize * start, itemsize * (stop - start)
 
     def _read(self, offset: int, size: int) -> bytes:
-        if (
-            offset + size > self._file_bytes
-        ):  # before memory is asked for: a damaged table says anything
+        # Before memory is asked for: a damaged table says anything.
+        if offset + size > self._file_bytes:
             msg = (
                 f"{self._name}: ends at {self._file_bytes}, before byte {offset + size}: "
                 "it was cut short or damaged"

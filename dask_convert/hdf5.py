@@ -24,6 +24,7 @@ from dask_convert import memory
 from dask_convert.errors import SourceError
 from dask_convert.layout import ArraySource
 from dask_convert.records import native_dtype
+from dask_convert.scratch import will_need
 
 CHUNK_DTYPE = np.dtype([("offset", "<u8"), ("stored_bytes", "<u8")])
 """A row of a chunk table; a chunk that was never written has offset and size 0."""
@@ -157,7 +158,14 @@ class MemberReader:
     def _chunk_pieces(self, table: NDArray[np.void], start: int, stop: int) -> Iterator[Piece]:
         length = self._array.chunk_length
         stored = np.dtype(self._array.dtype)
-        for number in range(start // length, -(-stop // length)):
+        numbers = range(start // length, -(-stop // length))
+        sizes = table["stored_bytes"][numbers.start : numbers.stop]
+        ahead = memory.READ_PIECE_BYTES * len(numbers) // max(int(sizes.sum()), 1) + 1
+        for number in numbers[:ahead]:
+            self._will_need(table[number])
+        for number in numbers:
+            if number + ahead in numbers:
+                self._will_need(table[number + ahead])
             first = number * length
             offset, size = (int(field) for field in table[number])
             what = f"{self._name}, chunk {number} (elements from {first})"
@@ -192,6 +200,9 @@ class MemberReader:
             self.stored_bytes += self._array.stored_bytes * (end - start) // self._array.length
             yield start, elements.astype(self._native, copy=False)
             start = end
+
+    def _will_need(self, chunk: NDArray[np.void]) -> None:
+        will_need(self._descriptor, int(chunk["offset"]), int(chunk["stored_bytes"]))
 
     def _read(self, size: int, offset: int, what: str) -> bytes:
         read = os.pread(self._descriptor, size, offset)

@@ -13,6 +13,7 @@ that is whole, and two attempts at the same task cannot disturb each other.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -96,6 +97,12 @@ def published(path: Path) -> Iterator[BinaryIO]:
         raise
     finally:
         attempt.unlink(missing_ok=True)
+
+
+def will_need(descriptor: int, offset: int, size: int) -> None:
+    """Tell the system what will be read soon, so that it is fetched meanwhile."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
 
 def write_all(file: BinaryIO, content: bytes | memoryview) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dask_convert import dtypes, kernels, memory
 from dask_convert.errors import DtypeError, FragmentError, SourceError
-from dask_convert.fragment_files import FragmentFile, write_fragment_file
+from dask_convert.fragment_files import Fragment, FragmentFile, open_ahead, write_fragment_file
 from dask_convert.hdf5 import MemberReader, Piece
 from dask_convert.layout import ArraySource, Region, RowBlock
 from dask_convert.meters import Meters
@@ -123,22 +123,12 @@ def combine(job: Job, number: int, shuffled: BarrierReport) -> CombineReport:
         np.dtype(shuffled.payload),
         indptr[columns] - region.start_nnz,
     )
-    for block_number, block in enumerate(plan.blocks):
-        with FragmentFile(job.files.block(block_number), plan.fragment_layout) as file:
-            fragments = file.fragments(ranges)
-            while True:
-                with meters.step("read fragments"):
-                    fragment = next(fragments, None)
-                if fragment is None:
-                    break
-                own = slice(
-                    fragment.columns.start - columns.start, fragment.columns.stop - columns.start
-                )
-                with meters.step("place"):
-                    entries.place(
-                        fragment.records, fragment.payload, fragment.counts, own, block.start
-                    )
-            meters.count("fragments read", file.read_bytes)
+    for first_row, fragment in _fragments(job, ranges, meters):
+        with meters.step("place"):
+            own = slice(
+                fragment.columns.start - columns.start, fragment.columns.stop - columns.start
+            )
+            entries.place(fragment.records, fragment.payload, fragment.counts, own, first_row)
     ends = indptr[columns.start + 1 : columns.stop + 1] - region.start_nnz
     if not np.array_equal(entries.cursors, ends):
         msg = f"region {number}: the fragments do not fill their columns: scratch has changed"
@@ -182,6 +172,24 @@ class _DtypePolicy:
             return self.requested
         first = (self.exact_dtypes & -self.exact_dtypes).bit_length() - 1
         return self._candidates[first]
+
+
+def _fragments(job: Job, ranges: range, meters: Meters) -> Iterator[tuple[int, Fragment]]:
+    """All fragments of some column ranges, block after block, with their block's first row."""
+    plan = job.plan
+    paths = [job.files.block(number) for number in range(len(plan.blocks))]
+    files = open_ahead(paths, plan.fragment_layout, ranges)
+    for block in plan.blocks:
+        with meters.step("read fragments"):
+            file = next(files)
+            fragments = file.fragments()
+        while True:
+            with meters.step("read fragments"):
+                fragment = next(fragments, None)
+            if fragment is None:
+                break
+            yield block.start, fragment
+        meters.count("fragments read", file.read_bytes)
 
 
 def _pieces(job: Job, member: str, block: RowBlock, meters: Meters) -> Iterator[Piece]:

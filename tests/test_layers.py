@@ -24,9 +24,9 @@ FLOORS = (
     {"plans", "fragments", "ordering", "placing"},
     {"planning"},
     # Files.
-    {"hdf5", "scratch", "meters", "annotation_elements", "synthetic_model"},
-    {"h5ad", "fragment_files", "shards", "annotations", "synthetic"},
-    {"zarr_csc"},
+    {"scratch", "meters", "annotation_elements", "synthetic_model"},
+    {"hdf5", "fragment_files", "shards", "annotations", "synthetic"},
+    {"h5ad", "zarr_csc"},
     # Work.
     {"tasks"},
     {"stages"},
