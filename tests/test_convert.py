@@ -543,7 +543,7 @@ def test_a_row_block_beyond_32_bits_is_split_right(tmp_path: Path) -> None:
     assert (job.plan.blocks[row].start, job.plan.blocks[row].start_nnz) == (row, row * row_nnz)
     split(job, row)
     with FragmentFile(job.files.block(row), job.plan.fragment_layout) as file:
-        (fragment,) = file.fragments(range(1))
+        (fragment,) = file.expect(range(1)).locate().fragments()
     records = fragment.records
     words = records.to_words() if isinstance(records, PagedRecords) else records
     order = np.argsort(columns, kind="stable")

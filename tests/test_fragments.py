@@ -16,7 +16,7 @@ from oracle import bits
 from strategies import DTYPES, Csr, csr_matrices, random_csr
 
 from dask_convert.errors import FragmentError
-from dask_convert.fragment_files import Fragment, FragmentFile, write_fragment_file
+from dask_convert.fragment_files import Fragment, FragmentFile, open_ahead, write_fragment_file
 from dask_convert.fragments import Head, encode_head
 from dask_convert.layout import FragmentLayout
 from dask_convert.memory import READ_PIECE_BYTES
@@ -55,7 +55,7 @@ def as_words(records: Iterable[Any]) -> NDArray[Any]:
 def read(written: Written, numbers: range) -> list[Fragment]:
     """Some fragments of a file."""
     with FragmentFile(written.path, written.layout) as file:
-        return list(file.fragments(numbers))
+        return list(file.expect(numbers).locate().fragments())
 
 
 def snapshot(written: Written) -> list[tuple[Any, ...]]:
@@ -199,7 +199,28 @@ def test_fragments_larger_than_a_read_come_back(tmp_path: Path) -> None:
 def test_only_what_is_asked_for_is_read(small: Written) -> None:
     """One range costs its own bytes and its share of the head."""
     with FragmentFile(small.path, small.layout) as file:
-        list(file.fragments(range(3, 4)))
+        list(file.expect(range(3, 4)).locate().fragments())
         one = file.read_bytes
-        list(file.fragments(range(4)))
+        list(file.expect(range(4)).locate().fragments())
     assert one < (file.read_bytes - one) / 2
+
+
+def test_files_are_opened_ahead_and_closed(small: Written, tmp_path: Path) -> None:
+    """Each file is given once, in order, and none stays open, whether all are taken or not."""
+    paths = [small.path] * 40
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    seen = [as_words(f.records for f in file.fragments()) for file in ahead(paths, small)]
+    assert len(seen) == 40
+    for words in seen:
+        np.testing.assert_array_equal(words, small.words)
+    files = ahead(paths, small)
+    next(files)
+    files.close()
+    with pytest.raises(FragmentError, match="missing"):
+        list(ahead([small.path, tmp_path / "none"], small))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def ahead(paths: list[Path], written: Written) -> Any:
+    """All column ranges of some files."""
+    return open_ahead(paths, written.layout, range(written.layout.n_ranges))
