@@ -273,8 +273,8 @@ def _chosen(file: h5py.File, names: Iterable[str] | None) -> list[MatrixSource]:
         if name not in {matrix.name for matrix in found}:
             msg = f"{file.filename}: {name!r} is no CSR matrix of this file; there are: {available}"
             raise PlanError(msg)
-    if not any(name in file for name in ("X", "raw", "raw.X", "layers")):
-        msg = f"{file.filename}: has neither X nor layers nor raw: there is no matrix"
+    if not found and "X" not in file:
+        msg = f"{file.filename}: has no CSR matrix, and no X at all: there is nothing to convert"
         raise SourceError(msg)
     return [matrix for matrix in found if matrix.name in wanted]
 

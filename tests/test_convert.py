@@ -431,6 +431,18 @@ def test_matrices_that_are_not_there_are_refused_by_name(source: Path, target: P
         convert(source, target)
 
 
+def test_a_file_without_csr_is_copied(tmp_path: Path, target: Path) -> None:
+    """What is stored gene by gene already, or dense, arrives as it is."""
+    csc = sp.random(30, 20, 0.2, format="csc", random_state=0)
+    source = tmp_path / "genes.h5ad"
+    ad.AnnData(csc, layers={"dense": csc.toarray()}).write_h5ad(source)
+    assert convert(source, target).matrices == ()
+    copied = ad.read_zarr(target)
+    assert copied.X.format == "csc"
+    np.testing.assert_array_equal(copied.X.toarray(), csc.toarray())
+    np.testing.assert_array_equal(copied.layers["dense"], csc.toarray())
+
+
 @pytest.mark.parametrize(
     "storage", [Storage(100, "gzip"), Storage(1000, "shuffle+gzip"), Storage()]
 )
