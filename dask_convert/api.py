@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -148,24 +148,26 @@ def convert(
         codec_level=codec_level,
     )
     target = Path(target).absolute()
-    with ExitStack() as stack:
 
-        def executor() -> Executor:
-            if client is not None:
-                return ClientExecutor(client)
-            if planned.settings.workers == 0:
-                return SynchronousExecutor()
-            return ClientExecutor(stack.enter_context(local_client(planned, dashboard_address)))
+    @contextmanager
+    def executor() -> Iterator[Executor]:
+        if client is not None:
+            yield ClientExecutor(client)
+        elif planned.settings.workers == 0:
+            yield SynchronousExecutor()
+        else:
+            with local_client(planned, dashboard_address) as own:
+                yield ClientExecutor(own, drain=False)
 
-        return run_conversion(
-            Path(source).absolute(),
-            target,
-            planned,
-            executor,
-            scratch_parent=target.parent if scratch is None else Path(scratch).absolute(),
-            overwrite=overwrite,
-            progress=Silent() if progress is None else progress,
-        )
+    return run_conversion(
+        Path(source).absolute(),
+        target,
+        planned,
+        executor,
+        scratch_parent=target.parent if scratch is None else Path(scratch).absolute(),
+        overwrite=overwrite,
+        progress=Silent() if progress is None else progress,
+    )
 
 
 def _settings(

@@ -8,6 +8,7 @@ left is the nanny's limit, far above what the plan projects.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import sys
@@ -106,6 +107,7 @@ def local_client(plan: ConversionPlan, dashboard_address: str | None) -> Iterato
             dashboard_address=dashboard_address,
             memory_limit=plan.worker_bytes + share + plan.worker_bytes // 2,
             local_directory=directory,
+            silence_logs=logging.ERROR,
         ) as cluster,
         Client(cluster) as client,
     ):

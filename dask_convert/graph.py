@@ -11,8 +11,10 @@ The same graph runs on a client's cluster or, task after task, in the calling pr
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dask.callbacks import Callback
@@ -30,7 +32,9 @@ from dask_convert.tasks import (
 )
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Worker
+
+DRAIN_SECONDS = 120.0
 
 Key = tuple[str, int]
 Graph = dict[Key, tuple[Any, ...]]
@@ -76,10 +80,14 @@ class ClientExecutor:
     ----------
     client
         Connected; stays open.
+    drain
+        After an error, wait until no worker is busy with a task of ours, since running tasks
+        cannot be called off. Not needed where the cluster is closed next.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, drain: bool = True) -> None:
         self._client = client
+        self._drain = drain
 
     def run(self, graph: Graph, on_report: OnReport) -> None:
         """See `Executor.run`."""
@@ -89,5 +97,22 @@ class ClientExecutor:
         try:
             for _, report in as_completed(futures, with_results=True):
                 on_report(report)
-        finally:
+        except BaseException:
             self._client.cancel(futures, force=True)
+            if self._drain:
+                self._wait_until_idle({name for name, _ in graph})
+            raise
+
+    def _wait_until_idle(self, names: set[str]) -> None:
+        deadline = time.monotonic() + DRAIN_SECONDS
+        with suppress(OSError):  # workers that are gone are idle
+            while any(self._client.run(_is_busy, names).values()):
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(0.1)
+
+
+def _is_busy(names: set[str], dask_worker: Worker) -> bool:
+    """Whether a worker runs a task of these names; dask passes the worker by that parameter."""
+    executing = (task.key for task in dask_worker.state.executing)
+    return any(isinstance(key, tuple) and key[0] in names for key in executing)

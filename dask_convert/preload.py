@@ -4,6 +4,8 @@ With it, a worker is there in milliseconds instead of a second or two, and the m
 libraries and compiled kernels is shared by all of them.
 """
 
+import signal
+
 import distributed.nanny
 import distributed.worker
 import numpy as np
@@ -25,5 +27,7 @@ def _load_kernels() -> None:
 
 
 _load_kernels()
+# A terminal sends Ctrl-C to all processes at once; it is the caller's to answer.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 __all__ = ["distributed", "stages"]

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -152,7 +152,7 @@ def run_conversion(
     source: Path,
     target: Path,
     plan: ConversionPlan,
-    executor: Callable[[], Executor],
+    executor: Callable[[], AbstractContextManager[Executor]],
     *,
     scratch_parent: Path,
     overwrite: bool,
@@ -167,7 +167,8 @@ def run_conversion(
     plan
         From `plan_conversion`, for this source.
     executor
-        Gives what runs the tasks; called while other preparations go on.
+        Gives what runs the tasks; entered while other preparations go on, and left, with no
+        task running any more, before anything is cleared up.
     scratch_parent
         Where to make the scratch directory.
     overwrite
@@ -185,27 +186,23 @@ def run_conversion(
     new_directories = _make_directory(target.parent)
     partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
     scratch = make_scratch(scratch_parent, target.name)
+    jobs = [
+        Job(str(source), str(scratch), str(partial), number) for number in range(len(plan.matrices))
+    ]
     try:
         check_space(plan, scratch, target.parent)
         with PeakMemory() as memory, ThreadPoolExecutor(1) as helper:
             preparing = helper.submit(_prepare, source, scratch, partial, plan)
-            run = executor()
-            root = preparing.result()
-            copying = helper.submit(_copy_annotations, source, root, plan)
-            progress.start(plan)
-            try:
-                jobs = [
-                    Job(str(source), str(scratch), str(partial), number)
-                    for number in range(len(plan.matrices))
-                ]
-                results = tuple(_run_matrix(job, run, progress) for job in jobs)
+            with executor() as run:
+                root = preparing.result()
+                copying = helper.submit(_copy_annotations, source, root, plan)
+                results = _run_matrices(jobs, plan, run, progress)
                 copying.result()
-            finally:
-                progress.stop()
             for job, result in zip(jobs, results, strict=True):
                 indptr = np.load(job.files.indptr)
-                source_matrix, layout = job.plan.source, job.plan.target
-                describe_matrix(root, source_matrix, layout, np.dtype(result.data_dtype), indptr)
+                matrix = job.plan
+                data_dtype = np.dtype(result.data_dtype)
+                describe_matrix(root, matrix.source, matrix.target, data_dtype, indptr)
             finalise(root, __version__)
             _publish(partial, target, overwrite=overwrite)
         seconds = time.perf_counter() - started
@@ -313,6 +310,16 @@ def _prepare_matrix(file: h5py.File, directory: Path, plan: MatrixPlan) -> Matri
 def _copy_annotations(source: Path, root: zarr.Group, plan: ConversionPlan) -> None:
     with open_source(source) as file:
         copy_annotations(file, root, converted=[matrix.source.name for matrix in plan.matrices])
+
+
+def _run_matrices(
+    jobs: list[Job], plan: ConversionPlan, executor: Executor, progress: Progress
+) -> tuple[MatrixResult, ...]:
+    progress.start(plan)
+    try:
+        return tuple(_run_matrix(job, executor, progress) for job in jobs)
+    finally:
+        progress.stop()
 
 
 def _run_matrix(job: Job, executor: Executor, progress: Progress) -> MatrixResult:

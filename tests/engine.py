@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def convert(
         source,
         target,
         plan,
-        executor,
+        lambda: nullcontext(executor()),
         scratch_parent=target.parent,
         overwrite=overwrite,
         progress=Silent(),

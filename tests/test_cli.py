@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import anndata
 import numpy as np
+import psutil
 import pytest
 import scipy.sparse
 from click.testing import CliRunner, Result
 
 from dask_convert.cli import main
+from dask_convert.synthetic import write_synthetic_h5ad
 
 
 @pytest.fixture
@@ -124,6 +132,40 @@ def test_an_interrupt_leaves_nothing(
     assert result.exit_code == 130
     assert "interrupted" in result.stderr
     assert sorted(tmp_path.iterdir()) == before
+
+
+def session(leader: int) -> list[psutil.Process]:
+    """The living processes of a session."""
+    living = []
+    for process in psutil.process_iter(["status"]):
+        with suppress(OSError):
+            if os.getsid(process.pid) == leader and process.info["status"] != "zombie":
+                living.append(process)
+    return living
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_running_conversion_can_be_ended(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C, which all processes get, and SIGTERM: one line, code 130, no file, no process."""
+    source = tmp_path / "cells.h5ad"
+    write_synthetic_h5ad(source, n_obs=20_000, n_vars=2_000)
+    before = sorted(tmp_path.iterdir())
+    command = [sys.executable, "-m", "dask_convert", "convert", source, tmp_path / "genes.zarr"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while not list(tmp_path.glob(".*scratch*/0/block-*")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, errors = process.communicate()
+    assert errors == "dask-convert: interrupted; nothing was left behind\n"
+    assert process.returncode == 130
+    assert sorted(tmp_path.iterdir()) == before
+    assert not psutil.wait_procs(session(process.pid), timeout=20)[1]
 
 
 def test_demo_tells_its_story(tmp_path: Path) -> None:
