@@ -104,7 +104,9 @@ def local_client(plan: ConversionPlan, dashboard_address: str | None) -> Iterato
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=dashboard_address,
+            # Without an address dask would still listen, on all interfaces.
+            dashboard_address=dashboard_address or "127.0.0.1:0",
+            scheduler_kwargs={"dashboard": dashboard_address is not None},
             memory_limit=plan.worker_bytes + share + plan.worker_bytes // 2,
             local_directory=directory,
             silence_logs=logging.ERROR,
