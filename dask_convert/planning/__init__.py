@@ -1,0 +1,1 @@
+"""What will be done, and what it takes: plain values and arithmetic."""
