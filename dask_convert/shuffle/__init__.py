@@ -1,0 +1,1 @@
+"""The column shuffle itself: compiled loops, and what they work on. No files."""

@@ -1,0 +1,111 @@
+"""The compiled loops of `dask_convert.shuffle.digests`; they share no loop with the engine's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_convert.shuffle.compiling import kernel
+
+_WINDOW = 128
+"""Minor indices that are compared with a border at once: about as many as a run has."""
+
+
+@kernel
+def _mix(z: np.uint64) -> np.uint64:
+    """The finaliser of splitmix64."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@kernel
+def _below(minors: NDArray[np.signedinteger[Any]], border: int) -> int:
+    """How many of these ascending indices are less than a border."""
+    total = 0
+    while total < minors.size:
+        window = minors[total : total + _WINDOW]
+        below = 0
+        for i in range(window.size):
+            below += window[i] < border
+        total += below
+        if below < window.size:
+            break
+    return total
+
+
+@kernel
+def add_entries(
+    minors: NDArray[np.signedinteger[Any]],
+    values0: NDArray[np.unsignedinteger[Any]],
+    values1: NDArray[np.unsignedinteger[Any]],
+    first_major: int,
+    major_ends: NDArray[np.int64],
+    lanes: NDArray[np.uint64],
+    axes: NDArray[np.int64],
+    cells: NDArray[np.uint64],
+    noted: NDArray[np.int64],
+) -> None:
+    """Add entries to their cells; see `Digest.add`. O(n). Ends beyond the entries are cut.
+
+    `axes` has the shifts of the major and the minor axis, and the length of the minor one;
+    `cells` is by major group. Runs within a cell are what the slices are for: the compiler
+    makes vector code of a loop over them, and of the search for their end where indices ascend,
+    which going from entry to entry took longer than all the mixing. `noted` is given descents,
+    entries outside, and the major indices of the first and of the last entry.
+    """
+    minor_shift, n_minor = axes[1], axes[2]
+    k = 0
+    for number in range(major_ends.size):
+        end = min(max(major_ends[number], k), minors.size)
+        if end == k:
+            continue
+        noted[3] = first_major + number
+        if k == 0:
+            noted[2] = noted[3]
+        major = np.uint64(first_major + number)
+        base0 = major * lanes[0, 0] + lanes[0, 3]
+        base1 = major * lanes[1, 0] + lanes[1, 3]
+        group = np.int64(major) >> axes[0]
+        own = minors[k:end]
+        descents = 0
+        for i in range(1, own.size):
+            descents += own[i] < own[i - 1]
+        noted[0] += descents
+        in_order = descents == 0 and own[0] >= 0 and own[-1] < n_minor
+        while k < end:
+            minor = np.int64(minors[k])
+            if minor < 0 or minor >= n_minor:
+                noted[1] += 1
+                k += 1
+                continue
+            minor_group = minor >> minor_shift
+            low = minor_group << minor_shift
+            high = min(low + (np.int64(1) << minor_shift), n_minor)
+            stop = k + 1
+            if in_order:
+                stop += _below(minors[stop:end], high)
+            while not in_order and stop < end and low <= minors[stop] < high:
+                stop += 1
+            run, run0, run1 = minors[k:stop], values0[k:stop], values1[k:stop]
+            sum0 = sum1 = np.uint64(0)
+            for i in range(run.size):
+                at = np.uint64(run[i])
+                value0, value1 = np.uint64(run0[i]), np.uint64(run1[i])
+                value0 ^= value0 >> np.uint64(32)
+                value1 ^= value1 >> np.uint64(32)
+                sum0 += _mix(base0 + at * lanes[0, 1] + value0 * lanes[0, 2])
+                sum1 += _mix(base1 + at * lanes[1, 1] + value1 * lanes[1, 2])
+            cells[group, minor_group, 0] += sum0
+            cells[group, minor_group, 1] += sum1
+            cells[group, minor_group, 2] += np.uint64(stop - k)
+            k = stop
+
+
+@kernel
+def fold(words: NDArray[np.uint64], keys: NDArray[np.uint64], folded: NDArray[np.uint64]) -> None:
+    """Mix pairs of words to one each."""
+    for i in range(folded.size):
+        folded[i] = _mix(_mix(words[i, 0] * keys[0] + keys[1]) + words[i, 1] * keys[1])
