@@ -1,0 +1,1 @@
+"""Sources, scratch and targets: everything that reads or writes the disk."""

@@ -1,0 +1,120 @@
+"""By what a run recognises the source that an earlier one began with."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import h5py
+import msgspec
+import numpy as np
+
+from dask_convert.files.h5ad import row_end_slabs
+from dask_convert.planning.layout import MatrixSource
+
+SAMPLED_CHUNKS = 16
+SAMPLED_BYTES = 2**16
+"""Of a contiguous data set, at each place."""
+
+
+class MatrixPrint(msgspec.Struct, frozen=True):
+    """What one matrix looked like.
+
+    Attributes
+    ----------
+    layout
+        Shape, types, chunks, filters and stored bytes of its members.
+    indptr_hash
+        Of all of indptr.
+    sample_hash
+        Of evenly spaced chunks of data and indices, as they are stored.
+    """
+
+    layout: MatrixSource
+    indptr_hash: str
+    sample_hash: str
+
+
+class SourcePrint(msgspec.Struct, frozen=True):
+    """What a source looked like.
+
+    Attributes
+    ----------
+    path, size_bytes, mtime_ns
+        The file.
+    matrices
+        Those to be converted.
+    """
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    matrices: tuple[MatrixPrint, ...]
+
+
+def source_print(path: Path, file: h5py.File, matrices: list[MatrixSource]) -> SourcePrint:
+    """Look at a source: metadata, every indptr, and `SAMPLED_CHUNKS` chunks of each member."""
+    found = path.stat()
+    prints = tuple(
+        MatrixPrint(matrix, _indptr_hash(file, matrix), _sample_hash(path, file, matrix))
+        for matrix in matrices
+    )
+    return SourcePrint(str(path), found.st_size, found.st_mtime_ns, prints)
+
+
+def is_unchanged(seen: SourcePrint) -> bool:
+    """Whether a source still has the size and the time that it had; touches no content."""
+    try:
+        found = Path(seen.path).stat()
+    except OSError:
+        return False
+    return (found.st_size, found.st_mtime_ns) == (seen.size_bytes, seen.mtime_ns)
+
+
+def _indptr_hash(file: h5py.File, matrix: MatrixSource) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for slab in row_end_slabs(file[matrix.path]["indptr"]):
+        digest.update(slab.tobytes())
+    return digest.hexdigest()
+
+
+def _sample_hash(path: Path, file: h5py.File, matrix: MatrixSource) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for member in ("data", "indices"):
+        for content in _samples(path, file[matrix.path][member]):
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def _samples(path: Path, dataset: h5py.Dataset) -> list[bytes]:
+    if dataset.chunks is None:
+        return _contiguous_samples(path, dataset)
+    length = dataset.chunks[0]
+    n_chunks = -(-dataset.shape[0] // length)
+    return [_stored_chunk(dataset, int(number) * length) for number in _spread(n_chunks)]
+
+
+def _stored_chunk(dataset: h5py.Dataset, start: int) -> bytes:
+    try:
+        _, content = dataset.id.read_direct_chunk((start,))
+    except (OSError, RuntimeError, ValueError):  # never written
+        return b""
+    return bytes(content)
+
+
+def _contiguous_samples(path: Path, dataset: h5py.Dataset) -> list[bytes]:
+    offset, size = dataset.id.get_offset(), dataset.id.get_storage_size()
+    if offset is None:
+        return []
+    with path.open("rb", buffering=0) as file:
+        samples = []
+        for number in _spread(-(-size // SAMPLED_BYTES)):
+            file.seek(offset + int(number) * SAMPLED_BYTES)
+            samples.append(file.read(min(SAMPLED_BYTES, size - int(number) * SAMPLED_BYTES)))
+        return samples
+
+
+def _spread(count: int) -> Any:
+    """Up to `SAMPLED_CHUNKS` numbers of ``range(count)``, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, SAMPLED_CHUNKS)).astype(np.int64))
