@@ -1,0 +1,1 @@
+"""Where workers come from: this machine, SLURM, a scheduler that is there."""
