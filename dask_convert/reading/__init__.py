@@ -1,0 +1,1 @@
+"""Genes of a store."""
