@@ -1,0 +1,1 @@
+"""A store against its source, without the code that made it."""
