@@ -16,26 +16,37 @@ from typing import TYPE_CHECKING, Any
 from dask_convert._version import __version__
 
 if TYPE_CHECKING:
-    from dask_convert.api import convert, plan
+    from dask_convert.api import clean, convert, plan, verify
+    from dask_convert.engine.results import ConversionResult, VerificationResult
     from dask_convert.errors import DaskConvertError
-    from dask_convert.plans import ConversionPlan
-    from dask_convert.run import ConversionResult
+    from dask_convert.planning.plans import ConversionPlan
+    from dask_convert.reading.store import Store, open_store
 
 _HOMES = {
-    "ConversionPlan": "plans",
-    "ConversionResult": "run",
+    "ConversionPlan": "planning.plans",
+    "ConversionResult": "engine.results",
     "DaskConvertError": "errors",
+    "Store": "reading.store",
+    "VerificationResult": "engine.results",
+    "clean": "api",
     "convert": "api",
+    "open_store": "reading.store",
     "plan": "api",
+    "verify": "api",
 }
 
 __all__ = [
     "ConversionPlan",
     "ConversionResult",
     "DaskConvertError",
+    "Store",
+    "VerificationResult",
     "__version__",
+    "clean",
     "convert",
+    "open_store",
     "plan",
+    "verify",
 ]
 
 

@@ -1,176 +1,161 @@
-"""The command line: ``dask-convert convert``, ``plan`` and ``demo``."""
+"""The command line: what each command does. Its options are in `cli_options`."""
 
 from __future__ import annotations
 
-import json
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dask_convert import __version__
-from dask_convert.cluster import prepare_workers
-from dask_convert.errors import DaskConvertError
-from dask_convert.layout import DEFAULT_CHUNK_NNZ, DEFAULT_CODEC
+from dask_convert import __version__, cli_dashboard, cli_reading
+from dask_convert.cli_frame import HELP_COLUMNS, Command, json_option, print_json
+from dask_convert.cli_options import (
+    LAYOUT,
+    LOG,
+    PLACE,
+    QUIET,
+    RUN,
+    TRUST,
+    matrix_option,
+    typed,
+)
+from dask_convert.errors import VerificationError
+from dask_convert.places.local_cluster import prepare_workers, runs_locally
 
-INTERRUPTED_EXIT_CODE = 130
-
-
-class _Command(click.Command):
-    """A command whose expected errors are one line and an exit code, not a traceback."""
-
-    def invoke(self, context: click.Context) -> Any:
-        # What a batch system sends before it kills: end as on Ctrl-C, and clear up.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            return super().invoke(context)
-        except DaskConvertError as error:
-            click.echo(f"dask-convert: {error}", err=True)
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("dask-convert: interrupted; nothing was left behind", err=True)
-            sys.exit(INTERRUPTED_EXIT_CODE)
+_PATH = click.Path(path_type=Path)
+_SHELLS = ("bash", "zsh", "fish")
 
 
-def _configure(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
-    """Make what configuration says the defaults of the other options."""
-    from dask_convert.config import configured
-
-    try:
-        context.default_map = {**(context.default_map or {}), **configured(path)}
-    except DaskConvertError as error:
-        click.echo(f"dask-convert: {error}", err=True)
-        sys.exit(error.exit_code)
-
-
-def _plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that `plan` and `convert` share."""
-    options = (
-        click.option(
-            "--config",
-            type=click.Path(path_type=Path, exists=True, dir_okay=False),
-            is_eager=True,
-            expose_value=False,
-            callback=_configure,
-            help="YAML file with a dask-convert section.",
-        ),
-        click.option(
-            "--memory",
-            default="2GiB",
-            show_default=True,
-            help="What all processes together may use.",
-        ),
-        click.option(
-            "--workers", type=int, help="Worker processes; 0 for none.  [default: one per core]"
-        ),
-        click.option(
-            "--matrix",
-            "matrices",
-            multiple=True,
-            metavar="NAME",
-            help="Convert only this matrix: X, layers/NAME or raw/X. Repeatable.",
-        ),
-        click.option(
-            "--data-dtype",
-            default="same",
-            show_default=True,
-            help="Type of values: same, auto (smallest exact) or a name.",
-        ),
-        click.option(
-            "--zarr-format", type=click.Choice(["2", "3"]), default="3", show_default=True
-        ),
-        click.option(
-            "--chunk-nnz",
-            type=int,
-            default=DEFAULT_CHUNK_NNZ,
-            show_default=True,
-            help="Entries per chunk.",
-        ),
-        click.option(
-            "--shard-nnz",
-            type=int,
-            help="Entries per file; 0: one chunk per file.  [default: chosen]",
-        ),
-        click.option(
-            "--codec",
-            type=click.Choice(["lz4", "zstd", "gzip", "none"]),
-            default=DEFAULT_CODEC,
-            show_default=True,
-        ),
-        click.option("--codec-level", type=int, help="[default: lz4 5, zstd 1, gzip 4]"),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": HELP_COLUMNS,
+    }
+)
 @click.version_option(__version__, prog_name="dask-convert")
 def main() -> None:
-    """Turn a cell-by-gene h5ad file into a zarr store that reads genes in milliseconds."""
-
-
-@main.command(cls=_Command)
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("target", type=click.Path(path_type=Path))
-@_plan_options
-@click.option(
-    "--scratch",
-    type=click.Path(path_type=Path),
-    help="Where to keep fragments.  [default: beside TARGET]",
-)
-@click.option("--overwrite", is_flag=True, help="Replace TARGET if dask-convert made it.")
-@click.option(
-    "--dashboard-address",
-    default="127.0.0.1:0",
-    show_default=True,
-    help="Host and port of the dask dashboard; 'none' for no dashboard.",
-)
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
-def convert(
-    source: Path, target: Path, dashboard_address: str, quiet: bool, **options: Any
-) -> None:
-    """Convert SOURCE (.h5ad) to TARGET (.zarr).
+    """Turn a cell-by-gene h5ad file into a zarr store that reads genes in milliseconds.
 
     Example: dask-convert convert cells.h5ad genes.zarr --memory 4GiB
     """
-    if options["workers"] != 0:
-        prepare_workers()
-    from dask_convert import api, progress, summary  # slow to import: after the workers' start
 
-    result = api.convert(
-        source,
-        target,
-        dashboard_address=None if dashboard_address == "none" else dashboard_address,
-        progress=progress.for_terminal(quiet=quiet),
-        **_typed(options),
-    )
-    if not quiet:
+
+@main.command(cls=Command)
+@click.argument("source", type=_PATH)
+@click.argument("target", type=_PATH)
+@PLACE
+@LAYOUT
+@TRUST
+@RUN
+@cli_dashboard.with_dashboard
+@LOG
+@QUIET
+@json_option("Print the result as JSON.")
+def convert(source: Path, target: Path, *, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Convert SOURCE (.h5ad) to TARGET (.zarr), or continue where the same command stopped.
+
+    Example: dask-convert convert cells.h5ad genes.zarr --memory 4GiB
+    """
+    _prepare(options, verifying=options["verify"])
+    from dask_convert import api  # slow to import: after the workers' start
+    from dask_convert.display import progress, summary  # slow to import: after the workers' start
+
+    shown = progress.for_terminal(quiet=quiet, plain=as_json)
+    dashboard = cli_dashboard.arguments(options, quiet=quiet)
+    result = api.convert(source, target, progress=shown, **dashboard, **typed(options))
+    if as_json:
+        print_json(summary.result_as_json(result))
+    elif not quiet:
         click.echo(summary.of_result(result))
 
 
-@main.command(cls=_Command)
-@click.argument("source", type=click.Path(path_type=Path))
-@_plan_options
-@click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
-def plan(source: Path, as_json: bool, **options: Any) -> None:
+@main.command(cls=Command)
+@click.argument("source", type=_PATH)
+@PLACE
+@LAYOUT
+@TRUST
+@LOG
+@click.option("--html", type=_PATH, metavar="FILE", help="Write a page with pictures instead.")
+@json_option("Print the whole plan as JSON.")
+def plan(source: Path, *, html: Path | None, as_json: bool, **options: Any) -> None:
     """Show what converting SOURCE would take; touches nothing.
 
     Example: dask-convert plan cells.h5ad --memory 4GiB
     """
-    from dask_convert import api, summary
+    from dask_convert import api
+    from dask_convert.display import summary
 
-    planned = api.plan(source, **_typed(options))
+    planned = api.plan(source, **typed(options))
+    if html is not None:
+        from dask_convert.display.pages import plan_page, write_page
+
+        write_page(html, plan_page(planned, str(source)))
     if as_json:
-        click.echo(json.dumps(summary.plan_as_json(planned), indent=2))
-    else:
+        print_json(summary.plan_as_json(planned))
+    elif html is None:
         click.echo(summary.of_plan(planned))
 
 
-@main.command(cls=_Command)
+@main.command(cls=Command)
+@click.argument("target", type=_PATH)
+@click.option(
+    "--scratch",
+    type=_PATH,
+    metavar="DIR",
+    help="Where its fragments were kept, if that is not known any more.",
+)
+@json_option("Print the directories that were cleared as JSON.")
+def clean(target: Path, scratch: Path | None, *, as_json: bool) -> None:
+    """Remove what a dead conversion to TARGET has left; refuses while one is alive.
+
+    TARGET itself stays as it is.
+
+    Example: dask-convert clean genes.zarr
+    """
+    from dask_convert import api
+
+    cleared = [str(directory) for directory in api.clean(target, scratch=scratch)]
+    if as_json:
+        print_json({"cleared": cleared})
+        return
+    for directory in cleared:
+        click.echo(f"cleared {directory}")
+
+
+@main.command(cls=Command)
+@click.argument("source", type=_PATH)
+@click.argument("target", type=_PATH)
+@PLACE
+@matrix_option("Compare the entries of this sparse matrix only. Repeatable.")
+@TRUST
+@cli_dashboard.with_dashboard
+@LOG
+@QUIET
+@json_option("Print what was found as JSON.")
+def verify(source: Path, target: Path, *, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Compare the zarr store TARGET with SOURCE (.h5ad): every entry, every element.
+
+    TARGET may be anybody's work. Ends with code 0 if nothing differs, and 14 if something does.
+
+    Example: dask-convert verify cells.h5ad genes.zarr
+    """
+    _prepare(options, verifying=True)
+    from dask_convert import api
+    from dask_convert.display import progress, summary
+
+    on_part = progress.PartLines(quiet=quiet or as_json)
+    dashboard = cli_dashboard.arguments(options, quiet=quiet)
+    result = api.verify(source, target, on_part=on_part, **dashboard, **typed(options))
+    if as_json:
+        print_json(summary.verification_as_json(result))
+        sys.exit(0 if result.equal else VerificationError.exit_code)
+    result.require_equal()
+    if not quiet:
+        click.echo(summary.of_verification(result))
+
+
+@main.command(cls=Command)
 @click.argument(
     "directory", type=click.Path(path_type=Path, file_okay=False), default=Path("dask-convert-demo")
 )
@@ -181,21 +166,44 @@ def plan(source: Path, as_json: bool, **options: Any) -> None:
     "--n-vars", type=click.IntRange(min=1), default=8_000, show_default=True, help="Genes."
 )
 @click.option(
-    "--memory", default="2GiB", show_default=True, help="What all processes together may use."
+    "--memory",
+    default="2GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="What all processes together may use.",
 )
 @click.option("--workers", type=int, help="Worker processes; 0 for none.  [default: one per core]")
+@LOG
 def demo(directory: Path, n_obs: int, n_vars: int, memory: str, workers: int | None) -> None:
     """Make an example, convert it, check it against scipy and read a gene.
 
     Everything goes into DIRECTORY, which must not exist yet.
+
+    Example: dask-convert demo
     """
     from dask_convert.demo import run_demo
 
     run_demo(directory, n_obs, n_vars, memory=memory, workers=workers, say=click.echo)
 
 
-def _typed(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as the functions of `api` take them."""
-    matrices = options.pop("matrices") or None
-    zarr_format = int(options.pop("zarr_format"))
-    return {**options, "matrices": matrices, "zarr_format": zarr_format}
+@main.command(cls=Command)
+@click.argument("shell", type=click.Choice(_SHELLS))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete commands and options of dask-convert.
+
+    Example: dask-convert completion bash >> ~/.bashrc  (or: eval "$(...)" there)
+    """
+    from click.shell_completion import get_completion_class
+
+    script = get_completion_class(shell)
+    assert script is not None  # noqa: S101  (click has had these since version 8)
+    click.echo(script(main, {}, "dask-convert", "_DASK_CONVERT_COMPLETE").source())
+
+
+cli_reading.add_commands(main, Command)
+
+
+def _prepare(options: dict[str, Any], *, verifying: bool) -> None:
+    """Begin to start local workers while everything else is still loading."""
+    if runs_locally(options["workers"], options["cluster"], options["scheduler"], None):
+        prepare_workers(verifying=verifying)

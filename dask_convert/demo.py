@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from dask_convert import api, progress, summary
+from dask_convert import api
+from dask_convert.display import progress, summary
 from dask_convert.errors import DaskConvertError, TargetError
-from dask_convert.synthetic import write_synthetic_h5ad
+from dask_convert.example.synthetic import write_synthetic_h5ad
+from dask_convert.planning.sizes import bytes_text
 
 
 def run_demo(
@@ -50,7 +52,7 @@ def run_demo(
     source, target = directory / "cells.h5ad", directory / "genes.zarr"
     say(f"1. Making {source}: {n_obs:,} cells x {n_vars:,} genes ...")
     nnz = write_synthetic_h5ad(source, n_obs=n_obs, n_vars=n_vars)
-    say(f"   {nnz:,} counts, {summary.bytes_text(source.stat().st_size)} on disk")
+    say(f"   {nnz:,} counts, {bytes_text(source.stat().st_size)} on disk")
     say(f"2. Converting it to {target} ...")
     shown = progress.for_terminal()
     result = api.convert(source, target, memory=memory, workers=workers, progress=shown)

@@ -30,7 +30,8 @@ import deflate
 import h5py
 import numpy as np
 
-from dask_convert.synthetic_model import N_BATCHES, SyntheticModel, require_within
+from dask_convert.example.synthetic_model import N_BATCHES, SyntheticModel, require_within
+from dask_convert.planning.cores import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -96,7 +97,7 @@ def write_synthetic_h5ad(
     FileExistsError
         If `path` exists and not `overwrite`.
     """
-    processes = _available_cores() if processes is None else processes
+    processes = available_cores() if processes is None else processes
     require_within("processes", processes, 1, 1024)
     require_within("compression_level", compression_level, 1, 9)
     model = SyntheticModel(n_obs, n_vars, density, n_types, seed)
@@ -108,13 +109,6 @@ def write_synthetic_h5ad(
         msg = f"{path} exists; pass overwrite=True to replace it"
         raise FileExistsError(msg)
     return _write_whole(Path(path), model.calibrated(), dtype, compression_level, processes)
-
-
-def _available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _write_whole(

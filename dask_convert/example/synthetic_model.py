@@ -222,7 +222,11 @@ class SyntheticModel:
 
     def abundance(self) -> npt.NDArray[np.float32]:
         """Relative abundance of each gene in each cell type, types × n_vars."""
-        return _abundance(self.n_vars, self.n_types, self.seed)
+        return _profiles(self.n_vars, self.n_types, self.seed)[0]
+
+    def markers(self) -> npt.NDArray[np.bool_]:
+        """Which genes were made markers of each cell type, types × n_vars."""
+        return _profiles(self.n_vars, self.n_types, self.seed)[1]
 
     def batches(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Batch of each of `rows`; a batch is a contiguous interval of rows."""
@@ -286,11 +290,13 @@ def require_within(name: str, value: float, low: float, high: float) -> None:
 
 
 @functools.lru_cache(maxsize=2)
-def _abundance(n_vars: int, n_types: int, seed: int) -> npt.NDArray[np.float32]:
-    """Draw the table of `SyntheticModel.abundance`."""
+def _profiles(
+    n_vars: int, n_types: int, seed: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Draw the tables of `SyntheticModel.abundance` and `SyntheticModel.markers`."""
     rng = np.random.default_rng(seed)
     log_abundance = rng.normal(0, _ABUNDANCE_SIGMA, n_vars)
     log_fold = rng.normal(0, _TYPE_SIGMA, (n_types, n_vars))
     is_marker = rng.random((n_types, n_vars)) < _MARKER_SHARE
     log_fold += is_marker * rng.normal(_MARKER_LOG_FOLD, 0.5, (n_types, n_vars))
-    return np.exp(log_abundance + log_fold).astype(np.float32)
+    return np.exp(log_abundance + log_fold).astype(np.float32), is_marker

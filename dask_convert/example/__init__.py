@@ -1,0 +1,1 @@
+"""Realistic made-up data."""
