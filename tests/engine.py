@@ -7,10 +7,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dask_convert.graph import Executor, SynchronousExecutor
-from dask_convert.plans import Settings
-from dask_convert.progress import Silent
-from dask_convert.run import ConversionResult, plan_conversion, run_conversion
+from dask_convert.conversion.run import run_conversion
+from dask_convert.conversion.source_plan import plan_conversion
+from dask_convert.display.progress import Silent
+from dask_convert.engine.graph import Executor, SynchronousExecutor
+from dask_convert.engine.results import ConversionResult
+from dask_convert.planning.limits import Limits
+from dask_convert.planning.plans import Settings
 
 MEMORY_BYTES = 2**30
 TINY = {"chunk_nnz": 8, "shard_nnz": 16, "block_nnz": 20, "region_nnz": 32, "column_width": 4}
@@ -29,6 +32,9 @@ def convert(
     executor: Callable[[], Executor] = SynchronousExecutor,
     matrices: Iterable[str] | None = None,
     overwrite: bool = False,
+    restart: bool = False,
+    scratch_parent: Path | None = None,
+    limits: Limits | None = None,
     **settings: Any,
 ) -> ConversionResult:
     """Plan and run a conversion, scratch beside the target."""
@@ -37,8 +43,10 @@ def convert(
         source,
         target,
         plan,
-        lambda: nullcontext(executor()),
-        scratch_parent=target.parent,
+        lambda _plan: nullcontext(executor()),
+        scratch_parent=scratch_parent or target.parent,
         overwrite=overwrite,
         progress=Silent(),
+        restart=restart,
+        limits=limits or Limits(wait_seconds=0.05),
     )

@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import hdf5plugin
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -29,7 +30,14 @@ FILTERS: Mapping[str, Mapping[str, Any]] = {
     "gzip+fletcher32": {"compression": "gzip", "fletcher32": True},
     "blosc": dict(hdf5plugin.Blosc(cname="lz4")),
     "zstd": dict(hdf5plugin.Zstd()),
+    "lz4": dict(hdf5plugin.LZ4()),
+    "bitshuffle": dict(hdf5plugin.Bitshuffle()),
 }
+
+
+def share(count: int) -> int:
+    """So many examples or seeds, or as large a part of them as the profile of hypothesis says."""
+    return -(-count * settings().max_examples // 100)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import psutil
 import pytest
@@ -19,7 +21,8 @@ import scipy.sparse
 from click.testing import CliRunner, Result
 
 from dask_convert.cli import main
-from dask_convert.synthetic import write_synthetic_h5ad
+from dask_convert.example.synthetic import write_synthetic_h5ad
+from dask_convert.files import failpoints
 
 
 @pytest.fixture
@@ -64,10 +67,28 @@ def test_plan_touches_nothing(source: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_plan_loads_neither_dask_clusters_nor_zarr(source: Path) -> None:
+    """Nothing is started and nothing is written."""
+    code = "import sys, dask_convert; dask_convert.plan(sys.argv[1]); print(*sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(failpoints.__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, source],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "h5py" in done.stdout.split()
+    assert not {"distributed", "zarr", "bokeh", "anndata", "pandas"} & set(done.stdout.split())
+
+
 def test_errors_are_one_line_and_an_exit_code(source: Path, tmp_path: Path) -> None:
     """Each kind has its own code, none a traceback, and nothing is left behind."""
     there = tmp_path / "there"
     there.mkdir()
+    tenx = tmp_path / "10x.h5"
+    with h5py.File(tenx, "w") as file:
+        file["matrix/barcodes"] = [b"AAAC-1"]
     before = sorted(tmp_path.iterdir())
     cases = [
         (("plan", tmp_path / "none.h5ad"), 3, "no such file"),
@@ -76,6 +97,13 @@ def test_errors_are_one_line_and_an_exit_code(source: Path, tmp_path: Path) -> N
         (("plan", source, "--matrix", "layers/none"), 2, "there are: X"),
         (("plan", source, "--shard-nnz", 7), 2, "shard_nnz is 7"),
         (("convert", source, there, "--workers", 0), 4, "exists already"),
+        (("convert", source, "s3://bucket/genes.zarr", "--workers", 0), 4, "s3://…): a target is"),
+        (
+            ("convert", source, "s3://b/out.h5ad", "--workers", 0, "--profile", "cellxgene"),
+            4,
+            "s3://…): a target is",
+        ),
+        (("convert", tenx, tmp_path / "x", "--workers", 0), 3, "scanpy.read_10x_h5"),
         (("convert", source, there, "--workers", 0, "--overwrite"), 4, "not made by"),
         (("convert", source, tmp_path / "x", "--workers", 0, "--data-dtype", "bool"), 3, "bool"),
     ]
@@ -126,12 +154,35 @@ def test_an_interrupt_leaves_nothing(
     def interrupted(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dask_convert.stages.split", interrupted)
+    monkeypatch.setattr("dask_convert.engine.stages.split", interrupted)
     before = sorted(tmp_path.iterdir())
     result = run("convert", source, tmp_path / "genes.zarr", "--workers", 0)
     assert result.exit_code == 130
     assert "interrupted" in result.stderr
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_error_that_may_pass_says_how_to_go_on(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line with the remedy; the same command continues, and tells that it did."""
+    target = tmp_path / "genes.zarr"
+    command = ("convert", source, target, "--workers", 0)
+    with monkeypatch.context() as patched:
+        patched.setenv(failpoints.VARIABLE, f"region report: opened=error:{errno.ENOSPC}")
+        result = run(*command)
+    assert result.exit_code == 5
+    line = result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert line.startswith("dask-convert: no space left in")
+    assert f"the same command continues, and 'dask-convert clean {target}' removes it" in line
+    assert run(*command, "--codec", "gzip").exit_code == 7
+    result = run(*command)
+    assert result.exit_code == 0
+    assert "resumed  1 row blocks and 0 regions were there" in result.output
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    expected = anndata.read_h5ad(source).X.toarray()
+    np.testing.assert_array_equal(anndata.read_zarr(target).X.toarray(), expected)
 
 
 def session(leader: int) -> list[psutil.Process]:
@@ -146,15 +197,17 @@ def session(leader: int) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_a_running_conversion_can_be_ended(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C, which all processes get, and SIGTERM: one line, code 130, no file, no process."""
+    """Ctrl-C, which all processes get, and SIGTERM: one line, code 130, no process."""
     source = tmp_path / "cells.h5ad"
-    write_synthetic_h5ad(source, n_obs=20_000, n_vars=2_000, processes=1)
+    # Several row blocks, so that much is left to do when the first one is done.
+    write_synthetic_h5ad(source, n_obs=60_000, n_vars=2_000, processes=1)
     before = sorted(tmp_path.iterdir())
     command = [sys.executable, "-m", "dask_convert", "convert", source, tmp_path / "genes.zarr"]
+    command += ["--memory", "800MiB"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        while not list(tmp_path.glob(".*scratch*/0/block-*")):
+        while not list(tmp_path.glob(".*scratch*/*/0/block-*.json")):
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         if number == signal.SIGINT:
@@ -162,9 +215,16 @@ def test_a_running_conversion_can_be_ended(tmp_path: Path, number: signal.Signal
         else:
             process.send_signal(number)
         _, errors = process.communicate()
-    assert errors.splitlines()[-1] == "dask-convert: interrupted; nothing was left behind"
-    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == (
+        "dask-convert: interrupted; what is finished is kept: the same command continues, and "
+        f"'dask-convert clean {tmp_path / 'genes.zarr'}' removes it"
+    )
+    assert "Traceback" not in errors, errors
     assert process.returncode == 130
+    assert len(sorted(tmp_path.iterdir())) == len(before) + 2
+    cleared = run("clean", tmp_path / "genes.zarr")
+    assert cleared.exit_code == 0
+    assert len(cleared.output.splitlines()) == 2
     assert sorted(tmp_path.iterdir()) == before
     assert not psutil.wait_procs(session(process.pid), timeout=20)[1]
 
@@ -182,12 +242,12 @@ def test_demo_tells_its_story(tmp_path: Path) -> None:
 
 def test_demo_would_notice_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its comparison fails if a value in the store is another one."""
-    from dask_convert import ordering
+    from dask_convert.shuffle import ordering
 
     original = ordering.BlockRecords.add
 
-    def add_wrong(self: ordering.BlockRecords, position: int, values: np.ndarray) -> None:
-        original(self, position, values + (position == 0))
+    def add_wrong(self: ordering.BlockRecords, position: int, values: np.ndarray) -> np.ndarray:
+        return original(self, position, values + (position == 0))
 
     monkeypatch.setattr(ordering.BlockRecords, "add", add_wrong)
     result = run("demo", tmp_path / "demo", "--n-obs", 300, "--n-vars", 200, "--workers", 0)

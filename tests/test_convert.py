@@ -17,7 +17,7 @@ import pytest
 import scipy.sparse as sp
 import zarr
 from engine import TINY, convert, names
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from oracle import assert_converted, assert_same_bits
 from strategies import (
@@ -31,8 +31,9 @@ from strategies import (
     write_h5ad,
 )
 
-from dask_convert import run
-from dask_convert.cluster import local_client
+from dask_convert.conversion import run
+from dask_convert.engine.graph import ClientExecutor, Executor, SynchronousExecutor
+from dask_convert.engine.tasks import Job, split
 from dask_convert.errors import (
     DaskConvertError,
     DtypeError,
@@ -40,14 +41,13 @@ from dask_convert.errors import (
     SourceError,
     TargetError,
 )
-from dask_convert.fragment_files import FragmentFile
-from dask_convert.graph import ClientExecutor, Executor, SynchronousExecutor
-from dask_convert.layout import ArraySource, MatrixSource
-from dask_convert.pages import PagedRecords
-from dask_convert.planning import conversion_plan
-from dask_convert.plans import RowIndex, Settings
-from dask_convert.records import unpack_payload, unpack_rows
-from dask_convert.tasks import Job, split
+from dask_convert.files.fragment_files import FragmentFile
+from dask_convert.places.local_cluster import local_client
+from dask_convert.planning.layout import ArraySource, MatrixSource
+from dask_convert.planning.planner import conversion_plan
+from dask_convert.planning.plans import RowIndex, Settings
+from dask_convert.planning.records import unpack_payload, unpack_rows
+from dask_convert.shuffle.pages import PagedRecords
 
 # anndata 0.13 warns so about itself with pandas 3.
 pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string' option")
@@ -119,7 +119,6 @@ def cuts(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=100)
 @given(csr_matrices(), storages(), cuts())
 def test_any_matrix_comes_out_as_scipys_csc(
     matrix: Csr, storage: Storage, chosen: dict[str, Any]
@@ -550,7 +549,7 @@ def test_a_row_block_beyond_32_bits_is_split_right(tmp_path: Path) -> None:
     plan = conversion_plan(
         [(matrix, rows)], Settings(memory=2**31, block_nnz=row_nnz, column_width=n_vars)
     )
-    run._prepare(source, tmp_path, tmp_path / "partial.zarr", plan)
+    run.prepare_scratch(source, tmp_path, plan)
     job = Job(str(source), str(tmp_path), str(tmp_path / "partial.zarr"), 0)
     assert (job.plan.blocks[row].start, job.plan.blocks[row].start_nnz) == (row, row * row_nnz)
     split(job, row)

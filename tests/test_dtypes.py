@@ -15,9 +15,15 @@ from numpy.typing import NDArray
 from oracle import bits
 from strategies import DTYPES, random_values, special_values
 
-from dask_convert.dtypes import SUPPORTED, auto_dtypes, exact_mask, first_changed, requested_dtype
 from dask_convert.errors import PlanError
-from dask_convert.records import payload_dtypes
+from dask_convert.planning.dtypes import (
+    SUPPORTED,
+    auto_dtypes,
+    exact_mask,
+    first_changed,
+    requested_dtype,
+)
+from dask_convert.planning.records import payload_dtypes
 
 FLOAT_CODES = {2: "e", 4: "f", 8: "d"}
 

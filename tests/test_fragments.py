@@ -16,12 +16,18 @@ from oracle import bits
 from strategies import DTYPES, Csr, csr_matrices, random_csr
 
 from dask_convert.errors import FragmentError
-from dask_convert.fragment_files import Fragment, FragmentFile, open_ahead, write_fragment_file
-from dask_convert.fragments import Head, encode_head
-from dask_convert.layout import FragmentLayout
-from dask_convert.memory import READ_PIECE_BYTES
-from dask_convert.ordering import BlockRecords
-from dask_convert.pages import PagedRecords
+from dask_convert.files.fragment_files import (
+    Fragment,
+    FragmentFile,
+    open_ahead,
+    write_fragment_file,
+)
+from dask_convert.planning.layout import FragmentLayout
+from dask_convert.planning.memory import READ_PIECE_BYTES
+from dask_convert.shuffle.duplicates import order_and_duplicates
+from dask_convert.shuffle.fragments import Head, encode_head
+from dask_convert.shuffle.ordering import BlockRecords
+from dask_convert.shuffle.pages import PagedRecords
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,10 @@ def write(path: Path, matrix: Csr, column_width: int, *, paged: bool) -> Written
     """Write a matrix as one row block."""
     indices, row_ends = matrix.indices.astype(np.int32), matrix.indptr[1:].astype(np.int64)
     counts = np.bincount(indices, minlength=matrix.shape[1]).astype(np.uint32)
-    block = BlockRecords(indices, counts, row_ends, matrix.data.dtype, paged=paged)
+    ascending, _ = order_and_duplicates(indices, row_ends, matrix.shape[1])
+    block = BlockRecords(
+        indices, counts, row_ends, matrix.data.dtype, paged=paged, ascending=ascending
+    )
     block.add(0, matrix.data)
     layout = FragmentLayout(matrix.shape[1], column_width)
     n_bytes = write_fragment_file(path, layout, block.records(), counts, block.payload)

@@ -13,8 +13,14 @@ from numpy.typing import NDArray
 from oracle import assert_same_bits
 from strategies import DTYPES, INDEX_DTYPES, Csr, csr_matrices, random_values, sorted_rows
 
-from dask_convert import kernels
-from dask_convert.records import payload_bits, record_words, unpack_payload, unpack_rows, word_dtype
+from dask_convert.planning.records import (
+    payload_bits,
+    record_words,
+    unpack_payload,
+    unpack_rows,
+    word_dtype,
+)
+from dask_convert.shuffle import kernels, scans
 
 KERNEL_INDEX_DTYPES = [dtype for dtype in INDEX_DTYPES if dtype != "uint64"]
 
@@ -30,7 +36,7 @@ def test_check_indices_copies_or_finds_the_first_that_is_out_of_range(
     indices = data.draw(npst.arrays(dtype, st.integers(0, 20), elements=near))
     checked = np.empty(indices.size, np.int32)
     wrong = np.flatnonzero((indices < 0) | (indices >= n_vars))
-    assert kernels.check_indices(indices, n_vars, checked) == (wrong[0] if wrong.size else -1)
+    assert scans.check_indices(indices, n_vars, checked) == (wrong[0] if wrong.size else -1)
     if not wrong.size:
         np.testing.assert_array_equal(checked, indices)
 
@@ -41,14 +47,14 @@ def test_check_indices_refuses_the_limits_of_every_type(dtype: str) -> None:
     limits = np.iinfo(dtype)
     for wrong in {int(limits.min), int(limits.max)} - {0}:
         indices = np.array([0, wrong], dtype)
-        assert kernels.check_indices(indices, 7, np.empty(2, np.int32)) == 1
+        assert scans.check_indices(indices, 7, np.empty(2, np.int32)) == 1
 
 
 @given(npst.arrays(np.int32, st.integers(0, 50), elements=st.integers(0, 9)))
 def test_count_columns_adds_to_a_histogram(indices: NDArray[np.int32]) -> None:
     """Counts are those of `bincount`, on top of what was there."""
     counts = np.ones(10, np.uint32)
-    kernels.count_columns(indices, counts)
+    scans.count_columns(indices, counts)
     np.testing.assert_array_equal(counts, 1 + np.bincount(indices, minlength=10))
 
 
@@ -68,15 +74,29 @@ def test_narrow_to_uint16_says_yes_exactly_if_every_bit_comes_back(
     bits = values.view(f"u{dtype[1]}")
     narrowed = np.empty(size, np.uint16)
     fits = bool(np.isin(bits, fitting.view(bits.dtype)).all())
-    assert kernels.narrow_to_uint16(values, bits, narrowed) == fits
+    assert scans.narrow_to_uint16(values, bits, narrowed) == fits
     if fits:
         assert_same_bits(narrowed.astype(dtype), values)
 
 
 @given(npst.arrays(np.int32, st.integers(0, 50), elements=st.integers(0, 9)))
-def test_count_descents_counts_those_of_neighbours(indices: NDArray[np.int32]) -> None:
-    """Equal neighbours are no descent."""
-    assert kernels.count_descents(indices) == np.count_nonzero(np.diff(indices) < 0)
+def test_count_descents_compares_neighbours(indices: NDArray[np.int32]) -> None:
+    """Equal neighbours are no descent; they are counted by themselves."""
+    steps = np.diff(indices)
+    expected = np.count_nonzero(steps < 0), np.count_nonzero(steps == 0)
+    assert scans.count_descents(indices) == expected
+
+
+@given(csr_matrices())
+def test_count_repeats_counts_all_but_the_first_of_a_place(matrix: Csr) -> None:
+    """The oracle is numpy's `unique` of row and column; rows in any order."""
+    places = matrix.rows * (matrix.shape[1] + 1) + matrix.indices
+    _, firsts = np.unique(places, return_index=True)
+    repeated = np.setdiff1d(np.arange(matrix.nnz), firsts)
+    last_rows = np.full(matrix.shape[1], -1, np.int32)
+    ends = matrix.indptr[1:].astype(np.int64)
+    found = scans.count_repeats(matrix.indices.astype(np.int32), ends, last_rows)
+    assert found == (repeated.size, repeated[0] if repeated.size else -1)
 
 
 def scattered(matrix: Csr, tile_columns: int) -> tuple[NDArray[Any], NDArray[np.uint32]]:

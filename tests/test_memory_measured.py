@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import dask_convert
-from dask_convert.synthetic import write_synthetic_h5ad
+from dask_convert.example.synthetic import write_synthetic_h5ad
 
 MIB = 2**20
 N_VARS = 20_000
@@ -30,7 +32,21 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-def measured(source: Path, target: Path, workers: int) -> dict[str, int]:
+@pytest.fixture(scope="module")
+def measured(
+    sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], dict[str, int]]:
+    """Converts a source with so many workers, once."""
+
+    @cache
+    def converted(size: str, workers: int) -> dict[str, int]:
+        target = tmp_path_factory.mktemp("measured") / "target.zarr"
+        return measured_conversion(sources[size], target, workers)
+
+    return converted
+
+
+def measured_conversion(source: Path, target: Path, workers: int) -> dict[str, int]:
     """Convert in a process of its own, in little more than the least memory."""
     command = [
         sys.executable,
@@ -49,20 +65,23 @@ def measured(source: Path, target: Path, workers: int) -> dict[str, int]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_measured_peak_is_within_the_projection(
-    sources: dict[str, Path], tmp_path: Path, workers: int
+    measured: Callable[[str, int], dict[str, int]], workers: int
 ) -> None:
     """Of all processes together, with the budget binding."""
-    result = measured(sources["large"], tmp_path / "target.zarr", workers)
+    result = measured("large", workers)
     assert result["peak"] <= result["projected"] <= result["budget"], result
     assert result["peak"] > result["projected"] / 5, "nothing was measured"
     assert result["blocks"] > 10, result
 
 
 def test_ten_times_the_entries_leave_the_peak_as_it_is(
-    sources: dict[str, Path], tmp_path: Path
+    measured: Callable[[str, int], dict[str, int]],
 ) -> None:
-    """Within a tenth; measured were 175 and 184 MiB, the reason for the difference is open."""
-    small, large = (measured(sources[size], tmp_path / size, 0) for size in ("small", "large"))
+    """But for 7 %; measured were 224 and 232 MiB, the reason for the difference is open.
+
+    Resident memory: shares of libraries depend on what else runs on the machine.
+    """
+    small, large = (measured(size, 0) for size in ("small", "large"))
     assert large["nnz"] > 9 * small["nnz"]
     assert large["blocks"] > 5 * small["blocks"] > 5, (small, large)
-    assert large["peak"] <= 1.10 * small["peak"], (small, large)
+    assert large["resident"] <= 1.07 * small["resident"], (small, large)

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from oracle import assert_same_bits, tocsc
 from strategies import DTYPES, Csr, csr_from_rows, csr_matrices, special_values
 
-from dask_convert import ordering
-from dask_convert.dtypes import first_changed
-from dask_convert.ordering import BlockRecords, narrowed
-from dask_convert.pages import PagedRecords
-from dask_convert.placing import RegionEntries
-from dask_convert.records import pack_records, payload_dtypes, unpack_payload, unpack_rows
+from dask_convert.planning.dtypes import first_changed
+from dask_convert.planning.records import pack_records, payload_dtypes, unpack_payload, unpack_rows
+from dask_convert.shuffle import ordering
+from dask_convert.shuffle.duplicates import order_and_duplicates
+from dask_convert.shuffle.ordering import BlockRecords, narrowed
+from dask_convert.shuffle.pages import PagedRecords
+from dask_convert.shuffle.placing import RegionEntries
 
 
 def counts_of(matrix: Csr) -> NDArray[np.uint32]:
@@ -30,7 +31,15 @@ def counts_of(matrix: Csr) -> NDArray[np.uint32]:
 def block_records(matrix: Csr, cuts: list[int], *, paged: bool) -> BlockRecords:
     """The records of a matrix that is one row block, its values given in pieces."""
     indices, row_ends = matrix.indices.astype(np.int32), matrix.indptr[1:].astype(np.int64)
-    block = BlockRecords(indices, counts_of(matrix), row_ends, matrix.data.dtype, paged=paged)
+    ascending, _ = order_and_duplicates(indices, row_ends, matrix.shape[1])
+    block = BlockRecords(
+        indices,
+        counts_of(matrix),
+        row_ends,
+        matrix.data.dtype,
+        paged=paged,
+        ascending=ascending,
+    )
     for start, stop in zip([0, *cuts], [*cuts, matrix.nnz], strict=True):
         block.add(start, matrix.data[start:stop])
     return block

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from strategies import DTYPES
+from strategies import DTYPES, share
 
 from dask_convert.errors import MemoryBudgetError, PlanError
-from dask_convert.layout import ArraySource, ColumnRange, MatrixSource, Region, RowBlock
-from dask_convert.planning import conversion_plan, row_blocks
-from dask_convert.plans import PLAN_VERSION, ConversionPlan, MatrixPlan, RowIndex, Settings
-from dask_convert.records import MAX_BLOCK_ROWS
+from dask_convert.planning.layout import ArraySource, ColumnRange, MatrixSource, Region, RowBlock
+from dask_convert.planning.planner import conversion_plan, row_blocks
+from dask_convert.planning.plans import PLAN_VERSION, ConversionPlan, MatrixPlan, RowIndex, Settings
+from dask_convert.planning.records import MAX_BLOCK_ROWS
 
 GIB = 2**30
 SLAB_ROWS = 2**20
@@ -158,6 +158,18 @@ def test_plans_of_real_sizes_are_efficient(name: str, slice_nnz: int) -> None:
     assert plan.target_files < 30_000
 
 
+@pytest.mark.parametrize("nnz", [10**11, 170 * 10**9, 3 * 10**11])
+@pytest.mark.parametrize("workers", [1, 400, 1600])
+def test_slices_of_huge_matrices_are_not_tiny(nnz: int, workers: int) -> None:
+    """64 KiB, at two bytes a record, for 100 million cells and where memory allows it."""
+    source = matrix_source(10**8, 60_000, nnz)
+    settings = Settings(memory=2**44, workers=workers, worker_memory=4 * GIB)
+    plan = conversion_plan([(source, even_rows(source))], settings)
+    assert_plan_sound(plan)
+    (matrix,) = plan.matrices
+    assert 2 * nnz / len(matrix.blocks) / len(matrix.regions) >= 64 * 2**10
+
+
 def test_ten_times_the_entries_take_no_more_memory() -> None:
     """Once a budget binds, the projection does not grow with the matrix."""
     chosen = Settings(memory=GIB, workers=2)
@@ -198,7 +210,7 @@ def planned(draw: st.DrawFn) -> tuple[MatrixSource, RowIndex, dict[str, Any]]:
     return source, rows, chosen
 
 
-@settings(max_examples=150)
+@settings(max_examples=share(150))
 @given(planned(), st.integers(0, 8 * GIB))
 def test_any_plan_is_sound_in_any_budget_from_the_least_on(
     case: tuple[MatrixSource, RowIndex, dict[str, Any]], extra_bytes: int
@@ -275,6 +287,20 @@ def test_several_matrices_share_the_budget() -> None:
     assert plan.scratch_bytes == max(m.scratch_bytes for m in plan.matrices)
     without = conversion_plan([(s, even_rows(s)) for s in sources], Settings(memory=GIB))
     assert plan.projected_bytes - without.projected_bytes == 2**20
+
+
+@pytest.mark.parametrize(
+    ("codec", "data_dtype", "each"),
+    [("zstd", "same", 3), ("none", "same", 12), ("none", "float32", 8), ("none", "auto", 12)],
+)
+def test_a_target_that_is_not_compressed_takes_all_of_its_bytes(
+    codec: Any, data_dtype: str, each: int
+) -> None:
+    """However well the source is compressed; else no more than the source does."""
+    source = matrix_source(1000, 50, 40_000, "<f8")
+    settings = Settings(memory=GIB, codec=codec, data_dtype=data_dtype)
+    plan = conversion_plan([(source, even_rows(source))], settings)
+    assert plan.target_bytes == each * 40_000 + 8 * 51
 
 
 def test_a_budget_that_is_too_small_says_what_would_do() -> None:

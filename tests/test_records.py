@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from oracle import assert_same_bits
 from strategies import DTYPES, random_values
 
-from dask_convert.dtypes import SUPPORTED
-from dask_convert.records import (
+from dask_convert.planning.dtypes import SUPPORTED
+from dask_convert.planning.records import (
     MAX_BLOCK_ROWS,
     native_dtype,
     pack_records,

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from engine import names
 
-from dask_convert.errors import DiskSpaceError
-from dask_convert.scratch import (
+from dask_convert.conversion.workspace import Owner
+from dask_convert.errors import DiskSpaceError, FragmentError
+from dask_convert.files.scratch import (
     MatrixScratch,
-    make_scratch,
+    load_array,
+    load_struct,
     published,
-    remove_scratch,
     save_array,
+    save_slabs,
+    save_struct,
     write_all,
 )
 
@@ -84,27 +87,20 @@ def test_write_all_goes_on_after_a_short_write() -> None:
     assert trickle.content == b"0123456789"
 
 
-def test_each_run_has_its_own_directory(tmp_path: Path) -> None:
-    """Parents are made; names begin with a dot and differ; removing twice does no harm."""
-    parent = tmp_path / "a" / "b"
-    first, second = make_scratch(parent, "x.zarr"), make_scratch(parent, "x.zarr")
-    assert first != second
-    assert all(
-        path.parent == parent and path.name.startswith(".x.zarr") for path in (first, second)
-    )
-    (first / "0").mkdir()
-    (first / "0" / "block").touch()
-    remove_scratch(first)
-    remove_scratch(first)
-    assert names(parent) == [second.name]
-
-
-def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    """A file in its place is reported as a typed error with the path."""
-    (tmp_path / "file").touch()
-    with pytest.raises(DiskSpaceError) as caught:
-        make_scratch(tmp_path / "file" / "below", "x")
-    assert str(tmp_path / "file" / "below") in str(caught.value)
+def test_attempts_may_be_elsewhere(tmp_path: Path) -> None:
+    """A file is written in one directory and appears in another; a lost target is an error."""
+    attempts, place = tmp_path / "attempts", tmp_path / "place"
+    attempts.mkdir()
+    place.mkdir()
+    with published(place / "file", attempts=attempts) as file:
+        write_all(file, b"new")
+        assert names(place) == []
+        assert len(names(attempts)) == 1
+    assert (names(place), names(attempts)) == (["file"], [])
+    (place / "file").unlink()
+    with pytest.raises(FileNotFoundError), published(place / "file", attempts=attempts):
+        place.rmdir()
+    assert names(attempts) == []
 
 
 def test_arrays_come_back(tmp_path: Path) -> None:
@@ -112,6 +108,40 @@ def test_arrays_come_back(tmp_path: Path) -> None:
     array = np.arange(5, dtype=np.int64)
     save_array(tmp_path / "a.npy", array)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy", mmap_mode="r"), array)
+    np.testing.assert_array_equal(load_array(tmp_path / "a.npy"), array)
+    save_slabs(tmp_path / "b.npy", 5, iter([array[:2], array[2:]]))
+    np.testing.assert_array_equal(load_array(tmp_path / "b.npy"), array)
+
+
+@pytest.mark.parametrize("kind", ["array", "struct"])
+def test_every_damage_is_found(tmp_path: Path, kind: str) -> None:
+    """Any flipped bit and any truncation, and a file that is not there."""
+    path = tmp_path / "file"
+    if kind == "array":
+        save_array(path, np.arange(40))
+    else:
+        save_struct(path, "state", Owner("somewhere"))
+    content = path.read_bytes()
+    damaged = [content[:length] for length in range(len(content))]
+    for position in range(len(content)):
+        damaged.append(bytearray(content))
+        damaged[-1][position] ^= 1 << position % 8
+    for number, text in enumerate(damaged):
+        path.unlink()
+        path.write_bytes(text)
+        os.utime(path, ns=(number, number))
+        if kind == "array":
+            with pytest.raises(FragmentError, match="missing or damaged"):
+                load_array(path)
+        else:
+            assert load_struct(path, Owner) in {None, Owner("somewhere")}
+            assert load_struct(path, Owner) is None or text[8:9] != b"\n"
+    path.unlink()
+    if kind == "array":
+        with pytest.raises(FragmentError):
+            load_array(path)
+    else:
+        assert load_struct(path, Owner) is None
 
 
 def test_names_of_a_matrix_do_not_clash(tmp_path: Path) -> None:

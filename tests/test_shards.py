@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracle import assert_same_bits, read_csc
-from strategies import DTYPES, random_values
+from strategies import DTYPES, random_values, share
 
-from dask_convert.layout import ArraySource, Codec, MatrixSource, Region, TargetLayout
-from dask_convert.planning import target_regions
-from dask_convert.shards import ABSENT, write_region
-from dask_convert.zarr_csc import describe_matrix, finalise, made_by_us
+from dask_convert.files.shards import ABSENT, is_intact, write_region
+from dask_convert.files.zarr_csc import describe_matrix, finalise, made_by_us
+from dask_convert.planning.layout import ArraySource, Codec, MatrixSource, Region, TargetLayout
+from dask_convert.planning.planner import target_regions
 
 CODECS = get_args(Codec)
 LAYOUTS = [(2, False), (3, False), (3, True)]
@@ -47,9 +47,10 @@ def write_matrix(
             own = array[region.start_nnz : region.stop_nnz]
             before = _tree_bytes(target)
             written = write_region(
-                target / "X" / member, layout, region, lambda low, high, own=own: own[low:high]
+                target, f"X/{member}", layout, region, lambda low, high, own=own: own[low:high]
             )
-            assert written == _tree_bytes(target) - before
+            assert sum(file.n_bytes for file in written) == _tree_bytes(target) - before
+            assert all(is_intact(target, file) for file in written)
     indptr = np.array([0, 0, data.size // 2, data.size, data.size])
     root = zarr.open_group(target, mode="a", zarr_format=layout.zarr_format)
     describe_matrix(root, matrix_source(data.size), layout, data.dtype, indptr)
@@ -78,7 +79,7 @@ def test_zarr_reads_what_was_written(
 
 
 @pytest.mark.parametrize(("zarr_format", "sharded"), LAYOUTS, ids=LAYOUT_IDS)
-@settings(max_examples=25)
+@settings(max_examples=share(25))
 @given(st.integers(0, 100), st.integers(1, 4), st.integers(1, 12))
 def test_any_length_comes_back(
     tmp_path_factory: pytest.TempPathFactory,
@@ -138,11 +139,11 @@ def test_a_shards_index_marks_what_lies_beyond_the_end(tmp_path: Path) -> None:
     """Chunks that do not exist are absent, as the specification has it, not of length 0."""
     layout = target_layout(3, True, "none")
     elements = np.arange(11, dtype="f4")
-    write_region(tmp_path, layout, Region(0, 11), lambda low, high: elements[low:high])
-    content = (tmp_path / "c" / "0").read_bytes()
+    write_region(tmp_path, "a", layout, Region(0, 11), lambda low, high: elements[low:high])
+    content = (tmp_path / "a" / "c" / "0").read_bytes()
     index = np.frombuffer(content[-52:-4], "<u8").reshape(3, 2)
     np.testing.assert_array_equal(index, [[0, 44], [44, 44], [ABSENT, ABSENT]])
-    assert names(tmp_path / "c") == ["0"]
+    assert names(tmp_path / "a" / "c") == ["0"]
 
 
 def test_a_region_written_twice_is_the_same(tmp_path: Path) -> None:
@@ -151,8 +152,8 @@ def test_a_region_written_twice_is_the_same(tmp_path: Path) -> None:
     elements = np.arange(55, dtype="f4")
     contents = []
     for _ in range(2):
-        write_region(tmp_path, layout, Region(30, 85), lambda low, high: elements[low:high])
-        files = sorted((tmp_path / "c").iterdir())
+        write_region(tmp_path, "a", layout, Region(30, 85), lambda low, high: elements[low:high])
+        files = sorted((tmp_path / "a" / "c").iterdir())
         contents.append([(path.name, path.read_bytes()) for path in files])
     assert contents[0] == contents[1]
     assert [name for name, _ in contents[0]] == ["1", "2"]

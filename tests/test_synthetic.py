@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from dask_convert import synthetic
-from dask_convert.synthetic import write_synthetic_h5ad
-from dask_convert.synthetic_model import SyntheticModel, sample_rows
+from dask_convert.example import synthetic
+from dask_convert.example.synthetic import write_synthetic_h5ad
+from dask_convert.example.synthetic_model import SyntheticModel, sample_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -211,3 +211,13 @@ def test_refuses_what_it_cannot_make(tmp_path: Path, name: str, value: Any) -> N
     arguments: dict[str, Any] = {"n_obs": 5, "n_vars": 5, "processes": 1, name: value}
     with pytest.raises(ValueError, match=f"{name} is"):
         write_synthetic_h5ad(tmp_path / "never.h5ad", **arguments)
+
+
+def test_markers_are_more_abundant_in_their_type() -> None:
+    """By a factor of about e², against the gene's other types; ordinary genes are not."""
+    model = SyntheticModel(n_obs=1, n_vars=4_000, density=0.1, n_types=6, seed=1)
+    is_marker, logs = model.markers(), np.log(model.abundance())
+    assert is_marker.mean() == pytest.approx(0.02, rel=0.2)
+    excess = logs - np.median(logs, axis=0)
+    assert np.median(excess[is_marker]) == pytest.approx(2.0, abs=0.2)
+    assert np.median(excess[~is_marker]) == pytest.approx(0.0, abs=0.1)
