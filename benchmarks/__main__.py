@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from benchmarks.measuring import Results, cores
-from dask_convert.layout import DEFAULT_CODEC
+from dask_convert.planning.layout import DEFAULT_CODEC
 
 SOURCE = click.Path(exists=True, dir_okay=False, path_type=Path, resolve_path=True)
 DIRECTORY = click.Path(file_okay=False, path_type=Path, resolve_path=True)
@@ -119,6 +119,23 @@ def ratio(
     directory,
     memory,
     processes,
+    click.option("--repeats", type=int, default=3),
+)
+def verification(
+    results: Results, source: Path, directory: Path, memory: str, processes: int, repeats: int
+) -> None:
+    """Alternate converting SOURCE, the same with --verify, and verify; paired ratios."""
+    from benchmarks import verifying
+
+    directory.mkdir(parents=True, exist_ok=True)
+    verifying.verification(results, source, directory, memory, processes, repeats)
+
+
+@_benchmark(
+    click.argument("source", type=SOURCE),
+    directory,
+    memory,
+    processes,
     click.option("--passes", type=int, default=1, help="Of the multi-pass script."),
     click.option(
         "--annizarr-python",
@@ -221,6 +238,12 @@ def growth(
     click.option(
         "--chunk-sizes", callback=_sizes, default="32768,131072,524288", help="Entries per chunk."
     ),
+    click.option(
+        "--shard-sizes",
+        callback=lambda *given: _sizes(*given) if given[2] else [],
+        default="",
+        help="Entries per file; 0: a file per chunk.  [default: as converted by default]",
+    ),
     click.option("--codecs", callback=_codecs, default="lz4-1,lz4-5,zstd-1,zstd-3"),
     click.option("--genes", type=int, default=200, help="To read."),
 )
@@ -231,10 +254,11 @@ def layouts(
     memory: str,
     processes: int,
     chunk_sizes: list[int],
+    shard_sizes: list[int],
     codecs: list[tuple[str, int]],
     genes: int,
 ) -> None:
-    """Chunk sizes and codecs: time to convert, size, time to read a gene."""
+    """Chunk sizes, file sizes and codecs: time to convert, size, time to read a gene."""
     from benchmarks import scaling
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -243,11 +267,34 @@ def layouts(
         source,
         directory,
         chunk_sizes,
+        shard_sizes,
         codecs,
         budget=memory,
         workers=processes,
         genes=genes,
     )
+
+
+@_benchmark(
+    click.argument("store", type=click.Path(exists=True, path_type=Path, resolve_path=True)),
+    click.option("--source", type=SOURCE, help="What it was made of, for anndata's own store."),
+    directory,
+    click.option("--genes", type=int, default=200, help="To read."),
+    click.option("--repeats", type=int, default=3),
+)
+def reading(
+    results: Results,
+    store: Path,
+    source: Path | None,
+    directory: Path,
+    genes: int,
+    repeats: int,
+) -> None:
+    """Read genes from STORE, and from anndata's own of the same file, by this tool and anndata."""
+    from benchmarks.reading import reading as run
+
+    directory.mkdir(parents=True, exist_ok=True)
+    run(results, store, source, directory, genes=genes, repeats=repeats)
 
 
 @_benchmark(
@@ -271,6 +318,55 @@ def full_size(results: Results, steps: tuple[str, ...], *, keep: bool, **setting
     work = FullSize(results, **settings)
     for step in steps or (STEPS[:-1] if keep else STEPS):
         work.run(step)
+
+
+@_benchmark(
+    click.argument("source", type=SOURCE),
+    directory,
+    memory,
+    click.option("--counts", callback=_sizes, default="1,2", help="Numbers of workers."),
+    click.option("--repeats", type=int, default=3),
+)
+def workers(
+    results: Results, source: Path, directory: Path, memory: str, counts: list[int], repeats: int
+) -> None:
+    """Convert SOURCE with more and more workers; speed-up, and what they do while they idle."""
+    from benchmarks import idling
+
+    directory.mkdir(parents=True, exist_ok=True)
+    idling.workers(results, source, directory, memory, counts, repeats)
+
+
+n_vars = click.option("--n-vars", type=int, default=60_000, help="Genes.")
+
+
+@_benchmark(
+    click.option("--sizes", callback=_sizes, default="1000000,10000000,100000000", help="Cells."),
+    n_vars,
+    click.option("--workers", type=int, default=100, help="That take tasks and do nothing."),
+    click.option("--planned", type=int, default=1600, help="Workers that the plan is for."),
+)
+def scheduler(results: Results, sizes: list[int], n_vars: int, workers: int, planned: int) -> None:
+    """Graphs of huge plans, of tasks that do nothing, on a real scheduler: its time and memory."""
+    from benchmarks import huge
+
+    huge.scheduler(results, sizes, n_vars, workers, planned)
+
+
+@_benchmark(
+    click.option("--sizes", callback=_sizes, default="1000000,10000000,100000000", help="Cells."),
+    n_vars,
+    click.option("--nodes", type=int, default=50),
+    click.option("--cores", type=int, default=32, help="Of a node."),
+    click.option("--worker-memory", type=int, default=4 * 2**30, help="Bytes, of each core."),
+)
+def parallel_file_system(
+    results: Results, sizes: list[int], n_vars: int, nodes: int, cores: int, worker_memory: int
+) -> None:
+    """What a run on many nodes asks of a parallel file system, by its plan; nothing is run."""
+    from benchmarks import huge
+
+    huge.file_system(results, sizes, n_vars, nodes, cores, worker_memory)
 
 
 @main.command()

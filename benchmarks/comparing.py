@@ -71,13 +71,7 @@ def ratio(
         (FLOOR, floor),
         (H5PY, lambda: floors.h5py_seconds(source)),
     ]
-    samples: dict[str, list[float]] = {name: [] for name, _ in ways}
-    for repeat in range(repeats):
-        first = repeat % len(ways)
-        for name, measure in [*ways[first:], *ways[:first]]:
-            _warm(source)
-            samples[name].append(measure())
-            say(f"{repeat + 1}/{repeats}  {name}: {samples[name][-1]:.2f} s")
+    samples = _alternate(ways, source, repeats)
     nnz = halves[0].nnz
     samples["  of it: inflate"] = [half.inflate_seconds for half in halves]
     samples["  of it: encode"] = [half.encode_seconds for half in halves]
@@ -95,6 +89,20 @@ def ratio(
         samples=samples,
     )
     _steps(results, source, target, settings)
+
+
+def _alternate(
+    ways: list[tuple[str, Callable[[], float]]], source: Path, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of every way in every round; each round begins with another."""
+    samples: dict[str, list[float]] = {name: [] for name, _ in ways}
+    for repeat in range(repeats):
+        first = repeat % len(ways)
+        for name, measure in [*ways[first:], *ways[:first]]:
+            _warm(source)
+            samples[name].append(measure())
+            say(f"{repeat + 1}/{repeats}  {name}: {samples[name][-1]:.2f} s")
+    return samples
 
 
 def _warm(path: Path) -> None:

@@ -22,10 +22,11 @@ ROWS_AT_ONCE = 10_000
 def ours(source: Path, target: Path, **options: Any) -> dict[str, Any]:
     """What is measured here, just as its command line runs it."""
     if options.get("workers") != 0:
-        from dask_convert.cluster import prepare_workers
+        from dask_convert.places.local_cluster import prepare_workers
 
         prepare_workers()
-    from dask_convert import api, progress
+    from dask_convert import api
+    from dask_convert.display import progress
 
     result = api.convert(source, target, progress=progress.Silent(), **options)
     matrix = next(found for found in result.matrices if found.name == "X")
@@ -41,6 +42,39 @@ def ours(source: Path, target: Path, **options: Any) -> dict[str, Any]:
         "target_bytes": matrix.target_bytes,
         "steps": matrix.steps,
     }
+
+
+def streamed(source: Path, target: Path, **options: Any) -> dict[str, Any]:
+    """The same, with dask's task stream: when each task ran, and where."""
+    from dask_convert.places.local_cluster import prepare_workers
+
+    prepare_workers()
+    from dask_convert import api
+    from dask_convert.display import progress
+
+    tasks: list[dict[str, Any]] = []
+
+    class Streamed(progress.Silent):
+        def start(self, plan: Any) -> None:  # noqa: ARG002  (of any plan)
+            _task_stream()
+
+        def stop(self, *, failed: bool) -> None:  # noqa: ARG002  (of any run)
+            tasks.extend(_task_stream())
+
+    api.convert(source, target, progress=Streamed(), **options)
+    return {"tasks": tasks}
+
+
+def _task_stream() -> list[dict[str, Any]]:
+    """What dask has noted of tasks since this was called first."""
+    from distributed import default_client
+
+    return [
+        {"worker": task["worker"], "kind": task["key"][0].split("-")[0], **span}
+        for task in default_client().get_task_stream()
+        for span in task["startstops"]
+        if span["action"] == "compute"
+    ]
 
 
 def anndata_in_memory(source: Path, target: Path) -> dict[str, Any]:
@@ -85,6 +119,7 @@ def multi_pass(source: Path, target: Path, *, passes: int) -> dict[str, Any]:
 
 CONVERTERS: dict[str, Callable[..., dict[str, Any]]] = {
     "ours": ours,
+    "streamed": streamed,
     "anndata": anndata_in_memory,
     "multi-pass": multi_pass,
 }

@@ -22,10 +22,10 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from dask_convert.h5ad import csr_matrices
-from dask_convert.hdf5 import MemberReader, chunk_table, open_source
-from dask_convert.layout import TargetLayout
-from dask_convert.shards import chunk_encoder
+from dask_convert.files.h5ad import csr_matrices
+from dask_convert.files.hdf5 import MemberReader, chunk_table, open_source
+from dask_convert.files.shards import chunk_encoder
+from dask_convert.planning.layout import TargetLayout
 
 MEMBERS = ("indices", "data")
 BATCH_BYTES = 64 * 2**20

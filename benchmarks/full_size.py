@@ -24,7 +24,7 @@ from benchmarks.measuring import (
     say,
     step_rows,
 )
-from dask_convert.synthetic import write_synthetic_h5ad
+from dask_convert.example.synthetic import write_synthetic_h5ad
 
 N_OBS, N_VARS, DENSITY = 1_162_565, 32_285, 0.152
 NEEDED_BYTES_PER_NNZ = 8.0

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import psutil
 
 from benchmarks import tables
-from dask_convert.meters import PeakMemory, pss_bytes
+from dask_convert.engine.meters import PeakMemory, pss_bytes
 
 ROOT = Path(__file__).parents[1]
 SAMPLE_SECONDS = 0.1
@@ -152,6 +152,17 @@ def disk_usage(directory: Path) -> tuple[int, int]:
     """Bytes and number of the files below a directory."""
     sizes = [path.stat().st_size for path in directory.rglob("*") if path.is_file()]
     return sum(sizes), len(sizes)
+
+
+def evict(directory: Path) -> None:
+    """Take the files below a directory out of the page cache; those must be on disk."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
 
 
 def cores() -> int:

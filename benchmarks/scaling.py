@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 
-import anndata
 import numpy as np
-import zarr
 
 import dask_convert
+from benchmarks import reading
 from benchmarks.measuring import (
     Results,
     Row,
@@ -22,7 +22,8 @@ from benchmarks.measuring import (
     run_command,
     say,
 )
-from dask_convert.synthetic import write_synthetic_h5ad
+from dask_convert import open_store
+from dask_convert.example.synthetic import write_synthetic_h5ad
 
 PLENTY = "1 TiB"
 
@@ -143,6 +144,7 @@ def layouts(
     source: Path,
     directory: Path,
     chunk_sizes: Sequence[int],
+    shard_sizes: Sequence[int],
     codecs: Sequence[tuple[str, int]],
     *,
     budget: str,
@@ -157,8 +159,9 @@ def layouts(
         Where the record goes.
     source, directory
         The h5ad file; for targets.
-    chunk_sizes
-        Entries per chunk.
+    chunk_sizes, shard_sizes
+        Entries per chunk and per file, in all combinations that there can be; 0 for a file per
+        chunk, and no shard sizes at all for the default.
     codecs
         Names and levels.
     budget, workers
@@ -167,45 +170,47 @@ def layouts(
         How many to read.
     """
     rows: list[Row] = []
-    for codec, level in codecs:
-        for chunk_nnz in chunk_sizes:
-            target = directory / f"{source.stem}.layout.zarr"
-            options = {"chunk_nnz": chunk_nnz, "codec": codec, "codec_level": level}
-            remove_target(target)
-            command = converter("ours", source, target, memory=budget, workers=workers, **options)
-            run = run_command(command, sampled=False).succeeded()
-            milliseconds = _gene_milliseconds(target, genes)
-            size_bytes, files = disk_usage(target)
-            rows.append(
-                {
-                    "codec": f"{codec}-{level}",
-                    "chunk nnz": chunk_nnz,
-                    "convert_seconds": run.seconds,
-                    "target_bytes": size_bytes,
-                    "bytes per nnz": size_bytes / run.report["nnz"],
-                    "files": files,
-                    "gene p50_ms": float(np.percentile(milliseconds, 50)),
-                    "gene p95_ms": float(np.percentile(milliseconds, 95)),
-                }
-            )
-            say(f"{codec}-{level}, chunks of {chunk_nnz:,}: {run.seconds:.2f} s")
-            remove_target(target)
+    target = directory / f"{source.stem}.layout.zarr"
+    for (codec, level), chunk_nnz, shard_nnz in product(codecs, chunk_sizes, shard_sizes or [None]):
+        if shard_nnz and shard_nnz % chunk_nnz:
+            continue
+        options = {"chunk_nnz": chunk_nnz, "codec": codec, "codec_level": level}
+        options |= {} if shard_nnz is None else {"shard_nnz": shard_nnz}
+        remove_target(target)
+        command = converter("ours", source, target, memory=budget, workers=workers, **options)
+        run = run_command(command, sampled=False).succeeded()
+        size_bytes, files = disk_usage(target)
+        rows.append(
+            {
+                "codec": f"{codec}-{level}",
+                "chunk nnz": chunk_nnz,
+                "shard nnz": "default" if shard_nnz is None else shard_nnz,
+                "convert_seconds": run.seconds,
+                "target_bytes": size_bytes,
+                "bytes per nnz": size_bytes / run.report["nnz"],
+                "files": files,
+                **_gene_milliseconds(target, genes),
+            }
+        )
+        say(f"{codec}-{level}, chunks of {chunk_nnz:,}, files of {shard_nnz}: {run.seconds:.2f} s")
+        remove_target(target)
     settings = {"source": source.name, "memory": budget, "workers": workers, "genes read": genes}
     results.add("Layouts", settings, rows)
 
 
-def _gene_milliseconds(target: Path, genes: int, seed: int = 0) -> list[float]:
-    """Times of reading random genes with anndata, once all of them are in the page cache."""
-    matrix = anndata.io.sparse_dataset(zarr.open_group(str(target), mode="r")["X"])
-    chosen = np.random.default_rng(seed).integers(0, matrix.shape[1], genes)
-    taken: list[float] = []
-    for _ in ("to warm up", "to measure"):
-        taken.clear()
-        for gene in chosen:
-            started = time.perf_counter()
-            matrix[:, int(gene)]
-            taken.append(1000 * (time.perf_counter() - started))
-    return taken
+def _gene_milliseconds(target: Path, genes: int, seed: int = 0) -> Row:
+    """Times of reading random genes with this tool and with anndata, warm, and with it cold."""
+    os.sync()
+    chosen = np.random.default_rng(seed).integers(0, open_store(target).n_vars, genes)
+    cold = reading.cold_milliseconds(reading.ours, target, chosen[: reading.COLD])
+    warm = reading.warm_milliseconds(reading.ours(target), chosen)
+    theirs = reading.warm_milliseconds(reading.anndatas(target), chosen)
+    return {
+        "gene p50_ms": float(np.percentile(warm, 50)),
+        "gene p95_ms": float(np.percentile(warm, 95)),
+        "cold p50_ms": float(np.percentile(cold, 50)),
+        "anndata p50_ms": float(np.percentile(theirs, 50)),
+    }
 
 
 def _converted(source: Path, directory: Path, **options: object) -> Run:
