@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-for requirement in project["dependencies"]:
+for requirement in project["dependencies"] + project["optional-dependencies"]["slurm"]:
     print(requirement.replace(">=", "=="))
 
 print("pandas<3")  # the oldest anndata cannot write what pandas 3 makes of strings
