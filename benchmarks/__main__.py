@@ -281,6 +281,7 @@ def layouts(
     directory,
     click.option("--genes", type=int, default=200, help="To read."),
     click.option("--repeats", type=int, default=3),
+    click.option("--delay-ms", type=float, default=20.0, help="Of a distant storage's answers."),
 )
 def reading(
     results: Results,
@@ -289,12 +290,15 @@ def reading(
     directory: Path,
     genes: int,
     repeats: int,
+    delay_ms: float,
 ) -> None:
     """Read genes from STORE, and from anndata's own of the same file, by this tool and anndata."""
     from benchmarks.reading import reading as run
 
     directory.mkdir(parents=True, exist_ok=True)
-    run(results, store, source, directory, genes=genes, repeats=repeats)
+    run(
+        results, store, source, directory, genes=genes, repeats=repeats, delay_ms=delay_ms
+    )
 
 
 @_benchmark(

@@ -6,6 +6,9 @@ store that was just opened, and none of whose files is in the page cache; *100 c
 store of which one gene has been read, so that its metadata are known, and whose files have left the
 page cache since. Rounds alternate the readers; a ratio is taken within a round.
 
+*Distant* are genes of a store that is served over HTTP by another process, each answer some
+milliseconds late, as from an object store; it has been opened, and one gene of it read.
+
 *Decoding* is what no way of reading genes at once can beat: every chunk that they lie in, from the
 page cache, decoded once, and nothing kept.
 """
@@ -25,6 +28,7 @@ import anndata
 import numpy as np
 import zarr
 
+from benchmarks.distant import served
 from benchmarks.measuring import Results, Row, cores, disk_usage, evict, say
 from dask_convert import open_store
 from dask_convert.chunks.chunk_reader import ChunkReader
@@ -36,7 +40,7 @@ ANNDATA = "anndata, sparse_dataset(...)[:, j]"
 OURS = "dask_convert, store[j]"
 
 Reader = Callable[[Any], Any]
-Opened = Callable[[Path], Reader]
+Opened = Callable[[Path | str], Reader]
 
 
 def reading(
@@ -47,6 +51,7 @@ def reading(
     *,
     genes: int,
     repeats: int,
+    delay_ms: float,
 ) -> None:
     """Read random genes, one by one and many at once, in all ways; add a table.
 
@@ -65,6 +70,8 @@ def reading(
         How many, random, equal for all.
     repeats
         Rounds.
+    delay_ms
+        Of each answer of a distant storage, in milliseconds.
     """
     stores = {"dask_convert's": store}
     if source is not None:
@@ -106,15 +113,16 @@ def reading(
     results.add("Reading genes", settings, rows, samples=samples)
     decoded = [_decoding_row(store, np.sort(chosen[:AT_ONCE]), n) for n in range(1, cores() + 1)]
     results.add("Decoding the chunks of 100 random genes", settings, decoded)
+    _distant(results, stores, chosen, delay_ms, repeats)
 
 
-def ours(path: Path) -> Reader:
+def ours(path: Path | str) -> Reader:
     """How this tool reads genes."""
     store = open_store(path)
     return lambda key: store[key]
 
 
-def anndatas(path: Path) -> Reader:
+def anndatas(path: Path | str) -> Reader:
     """Anndata's reader of genes."""
     matrix: Any = anndata.io.sparse_dataset(zarr.open_group(str(path), mode="r")["X"])
     return lambda key: matrix[:, key]
@@ -178,6 +186,37 @@ def _cold_hundred(opened: Opened, path: Path, chosen: Any) -> dict[str, float]:
     one_by_one = sum(_milliseconds(read, int(gene)) for gene in random)
     at_once = _milliseconds(forgotten(), random)
     return {"100 cold one by one_ms": one_by_one, "100 cold at once_ms": at_once}
+
+
+def _distant(
+    results: Results, stores: dict[str, Path], chosen: Any, delay_ms: float, repeats: int
+) -> None:
+    """Random genes of stores that are far away, one by one and at once; add a table."""
+    random = np.sort(chosen[:AT_ONCE])
+    rows: list[Row] = []
+    for whose, path in stores.items():
+        for name, opened in ((OURS, ours), (ANNDATA, anndatas)):
+            samples = []
+            for _ in range(repeats):
+                with served(path.parent, delay_ms) as url:
+                    read = opened(f"{url}/{path.name}")
+                    read(int(chosen[-1]))
+                    one_by_one = [_milliseconds(read, int(gene)) for gene in random]
+                    read = opened(f"{url}/{path.name}")
+                    read(int(chosen[-1]))
+                    at_once = _milliseconds(read, random)
+                samples.append(
+                    {
+                        "one p50_ms": float(np.percentile(one_by_one, 50)),
+                        "100 one by one_ms": sum(one_by_one),
+                        "100 at once_ms": at_once,
+                        "100: times faster at once": sum(one_by_one) / at_once,
+                    }
+                )
+            say(f"distant  {name}, of {whose} store: {samples[-1]}")
+            middle = {column: median(sample[column] for sample in samples) for column in samples[0]}
+            rows.append({"what": f"{name}, of {whose} store", **middle})
+    results.add("Reading genes over HTTP", {"delay_ms": delay_ms, "repeats": repeats}, rows)
 
 
 def _decoding_row(store: Path, genes: Any, threads: int) -> Row:

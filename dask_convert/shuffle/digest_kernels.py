@@ -39,11 +39,10 @@ def _below(minors: NDArray[np.signedinteger[Any]], border: int) -> int:
 @kernel
 def add_entries(
     minors: NDArray[np.signedinteger[Any]],
-    values0: NDArray[np.unsignedinteger[Any]],
-    values1: NDArray[np.unsignedinteger[Any]],
+    values: NDArray[np.unsignedinteger[Any]],
     first_major: int,
     major_ends: NDArray[np.int64],
-    lanes: NDArray[np.uint64],
+    keys: NDArray[np.uint64],
     axes: NDArray[np.int64],
     cells: NDArray[np.uint64],
     noted: NDArray[np.int64],
@@ -66,8 +65,7 @@ def add_entries(
         if k == 0:
             noted[2] = noted[3]
         major = np.uint64(first_major + number)
-        base0 = major * lanes[0, 0] + lanes[0, 3]
-        base1 = major * lanes[1, 0] + lanes[1, 3]
+        base = major * keys[0] + keys[3]
         group = np.int64(major) >> axes[0]
         own = minors[k:end]
         descents = 0
@@ -89,18 +87,14 @@ def add_entries(
                 stop += _below(minors[stop:end], high)
             while not in_order and stop < end and low <= minors[stop] < high:
                 stop += 1
-            run, run0, run1 = minors[k:stop], values0[k:stop], values1[k:stop]
-            sum0 = sum1 = np.uint64(0)
+            run, words = minors[k:stop], values[k:stop]
+            total = np.uint64(0)
             for i in range(run.size):
-                at = np.uint64(run[i])
-                value0, value1 = np.uint64(run0[i]), np.uint64(run1[i])
-                value0 ^= value0 >> np.uint64(32)
-                value1 ^= value1 >> np.uint64(32)
-                sum0 += _mix(base0 + at * lanes[0, 1] + value0 * lanes[0, 2])
-                sum1 += _mix(base1 + at * lanes[1, 1] + value1 * lanes[1, 2])
-            cells[group, minor_group, 0] += sum0
-            cells[group, minor_group, 1] += sum1
-            cells[group, minor_group, 2] += np.uint64(stop - k)
+                word = np.uint64(words[i])
+                word ^= word >> np.uint64(32)
+                total += _mix(base + np.uint64(run[i]) * keys[1] + word * keys[2])
+            cells[group, minor_group, 0] += total
+            cells[group, minor_group, 1] += np.uint64(stop - k)
             k = stop
 
 

@@ -1,9 +1,9 @@
 """A keyed digest of a sparse matrix that does not care in which order entries come.
 
-Every entry (row, column, bits of its value) becomes two words, each by a non-linear mix with
-keys of its own, and the words are summed mod 2⁶⁴. Whoever reads a matrix by rows and whoever
-reads it by columns come to the same sums. Sums are kept per *cell*, a group of rows times a
-group of columns, so that a difference can be located.
+Every entry (row, column, bits of its value) becomes a word, by a non-linear mix with random keys,
+and the words are summed mod 2⁶⁴. Whoever reads a matrix by rows and whoever reads it by columns
+come to the same sums. Sums are kept per *cell*, a group of rows times a group of columns, so that
+a difference can be located.
 
     x     = row · k₁ + column · k₂ + (v ⊕ v ≫ 32) · k₃ + k₄       odd random keys, mod 2⁶⁴
     word  = splitmix64's finaliser of x                           (Steele, Lea and Flood 2014)
@@ -11,9 +11,9 @@ group of columns, so that a difference can be located.
 A value, a row or a column that is another one always changes x, since the keys are odd; an
 exchange of values between two entries leaves the sum of x as it was, which is what the
 finaliser is for. (A sum or XOR of CRCs, being linear, would not see it.) That two different
-multisets of entries come to the same two sums in a cell has a chance of about 2⁻¹²⁸ over the
-keys, which are drawn anew for every run. Values of 16 bytes are mixed down to one word per lane
-first, with keys of their own.
+multisets of entries come to the same sum in a cell has a chance of about 2⁻⁶⁴ over the keys,
+which are drawn anew for every run. Values of 16 bytes are mixed down to 8 first, with keys of
+their own.
 
 None of the engine's kernels is used here. The compiler is loaded where entries are added.
 """
@@ -32,20 +32,19 @@ Format = Literal["csr", "csc"]
 GROUP_BITS = 6
 """An axis is cut into at most 2 to this power groups."""
 
-LANES = 2
-WORDS = LANES + 1
-"""Of a cell: the sums, and the number of entries."""
+WORDS = 2
+"""Of a cell: the sum, and the number of entries."""
 
 _KEYS = 6
 
 
 class Keys(msgspec.Struct, frozen=True):
-    """The keys of both lanes; all odd.
+    """The keys of a run; all odd.
 
     Attributes
     ----------
     words
-        For each lane in turn: row, column, value, offset, and two for values of 16 bytes.
+        Row, column, value, offset, and two for values of 16 bytes.
     """
 
     words: tuple[int, ...]
@@ -53,12 +52,12 @@ class Keys(msgspec.Struct, frozen=True):
     @classmethod
     def random(cls) -> Keys:
         """New keys, from the system's source of randomness."""
-        return cls(tuple(secrets.randbits(64) | 1 for _ in range(LANES * _KEYS)))
+        return cls(tuple(secrets.randbits(64) | 1 for _ in range(_KEYS)))
 
-    def lanes(self, matrix_format: Format) -> NDArray[np.uint64]:
-        """Keys by lane; major axis, minor axis, value, offset, two wide; shape (2, 6)."""
-        keys = np.array(self.words, np.uint64).reshape(LANES, _KEYS)
-        return keys if matrix_format == "csr" else keys[:, [1, 0, 2, 3, 4, 5]]
+    def by_axis(self, matrix_format: Format) -> NDArray[np.uint64]:
+        """Major axis, minor axis, value, offset, two wide; shape (6,)."""
+        keys = np.array(self.words, np.uint64)
+        return keys if matrix_format == "csr" else keys[[1, 0, 2, 3, 4, 5]]
 
 
 class Grid(msgspec.Struct, frozen=True):
@@ -113,7 +112,7 @@ def saved_cells(keys: Keys, cells: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def loaded_cells(grid: Grid, keys: Keys, saved: NDArray[np.uint64]) -> NDArray[np.uint64] | None:
     """What `saved_cells` made; None if it is of other keys or of another matrix."""
-    own, cells = saved[: LANES * _KEYS], saved[LANES * _KEYS :]
+    own, cells = saved[:_KEYS], saved[_KEYS:]
     expected = np.array(keys.words, np.uint64)
     if saved.dtype != np.uint64 or not np.array_equal(own, expected):
         return None
@@ -134,7 +133,7 @@ class Digest:
     def __init__(self, grid: Grid, keys: Keys, matrix_format: Format) -> None:
         self.cells = grid.empty()
         self.scan = Scan()
-        self._lanes = keys.lanes(matrix_format)
+        self._keys = keys.by_axis(matrix_format)
         by_row = matrix_format == "csr"
         shifts = (grid.row_shift, grid.column_shift)
         n_minor = grid.n_vars if by_row else grid.n_obs
@@ -165,15 +164,13 @@ class Digest:
         from dask_convert.shuffle import digest_kernels
 
         minors = _signed(minors)
-        words0, words1 = self._words(values)
         noted = np.zeros(4, np.int64)
         digest_kernels.add_entries(
             minors,
-            words0,
-            words1,
+            self._words(values),
             first_major,
             major_ends,
-            self._lanes,
+            self._keys,
             self._axes,
             self._by_major,
             noted,
@@ -186,18 +183,16 @@ class Digest:
         scan.first = scan.first or first
         scan.last = last
 
-    def _words(self, values: NDArray[Any]) -> list[NDArray[Any]]:
-        """For each lane, the bits of values as unsigned integers; 16 bytes are mixed down to 8."""
+    def _words(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The bits of values as unsigned integers; 16 bytes are mixed down to 8."""
         values = np.ascontiguousarray(values)
         if values.itemsize < 16:
-            return [values.view(f"u{values.itemsize}")] * LANES
+            return values.view(f"u{values.itemsize}")
         from dask_convert.shuffle import digest_kernels
 
-        lanes: list[NDArray[Any]] = [np.empty(values.size, np.uint64) for _ in range(LANES)]
-        for lane, folded in enumerate(lanes):
-            pairs = values.view(np.uint64).reshape(-1, 2)
-            digest_kernels.fold(pairs, self._lanes[lane, 4:], folded)
-        return lanes
+        folded = np.empty(values.size, np.uint64)
+        digest_kernels.fold(values.view(np.uint64).reshape(-1, 2), self._keys[4:], folded)
+        return folded
 
 
 def descends(last: tuple[int, int] | None, first: tuple[int, int] | None) -> bool:

@@ -32,9 +32,9 @@ from dask_convert.verification.parts import PartReport, digest_part
 from dask_convert.verification.sides import Part, Side, cut_parts, side_of
 
 SHOWN_CELLS = 8
-SAMPLED_BLOCKS = 16
+SAMPLED_BLOCKS = 32
 """One in so many row blocks is read again with h5py, where a conversion has digested them."""
-SAMPLED_PARTS = 16
+SAMPLED_PARTS = 32
 """One in so many parts of a store is read with zarr-python as well as with our own reader."""
 
 OnPart = Callable[[str, int, int], None]
