@@ -296,9 +296,7 @@ def reading(
     from benchmarks.reading import reading as run
 
     directory.mkdir(parents=True, exist_ok=True)
-    run(
-        results, store, source, directory, genes=genes, repeats=repeats, delay_ms=delay_ms
-    )
+    run(results, store, source, directory, genes=genes, repeats=repeats, delay_ms=delay_ms)
 
 
 @_benchmark(

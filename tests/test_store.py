@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from dask_convert.errors import (
     StoreError,
     UnknownNameError,
 )
-from dask_convert.reading import csc_reader
+from dask_convert.reading import csc_reader, store_axes
 from dask_convert.reading.csc_reader import open_csc
 
 # anndata 0.13 warns so about itself with pandas 3; the others are zarr's about anndata's stores.
@@ -294,6 +295,36 @@ def test_wrong_genes_are_told_apart(
         store.read(key, by=column)
     assert isinstance(caught.value, DaskConvertError)
     assert "\n" not in str(caught.value)
+
+
+def test_names_are_read_for_keys_that_need_them(
+    path: Path, expected: ad.AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(path)
+
+    def unread(*_: Any) -> None:
+        pytest.fail("names were read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_axes, "element", unread)
+        wanted = columns_of(expected.X)[:50]
+        for key in (3, -1, slice(2, 5), [4, 1], np.arange(N_VARS) % 3 == 0):
+            columns = np.atleast_1d(np.arange(N_VARS)[key])
+            same(store.read(key, obs=slice(0, 50)), wanted[:, columns])
+        with pytest.raises(SelectionError, match="position 40: there are 40"):
+            store[N_VARS]
+    same(store["gene3"], columns_of(expected.X)[:, [3]])
+
+
+def test_integers_are_names_where_names_are_integers(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "genes.zarr"
+    shutil.copytree(path, copy)
+    root = zarr.open_group(str(copy), mode="r+")
+    key = f"var/{root['var'].attrs['_index']}"
+    del root[key]
+    ad.io.write_elem(root, key, np.arange(N_VARS)[::-1].copy())
+    zarr.consolidate_metadata(root.store)
+    same(open_store(copy)[0], open_store(path)[N_VARS - 1])
 
 
 def test_names_that_repeat_are_ambiguous_wherever_they_stand(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,16 @@ _SHOWN = 5
 class Names:
     """The names of one axis, and how to find positions by them.
 
+    Who asks by position does not wait for names: those are read when a key needs them.
+
     Parameters
     ----------
-    names
-        One per position; those that are missing (NaN) name nothing. Where they are integers,
-        integers are names and not positions.
+    load
+        Gives the names, one per position; those that are missing (NaN) name nothing.
+    length
+        How many there are.
+    numbers
+        Whether names are integers: then integers are names and not positions.
     label
         What they are, for messages: ``var name`` or ``gene_symbol``.
     axis
@@ -36,19 +42,27 @@ class Names:
 
     def __init__(
         self,
-        names: pd.Index,
+        load: Callable[[], pd.Index],
+        length: int,
+        *,
+        numbers: bool,
         label: str,
         axis: str,
         others: Callable[[], dict[str, pd.Index]] = dict,
     ) -> None:
-        self._names = names
+        self._load = load
+        self._length = length
+        self._numbers = numbers
         self._label = label
         self._axis = axis
         self._others = others
-        self._numbers = names.dtype.kind in "iu"
+
+    @cached_property
+    def _names(self) -> pd.Index:
+        return self._load()
 
     def __len__(self) -> int:
-        return len(self._names)
+        return self._length
 
     def positions(self, key: Any) -> NDArray[np.int64]:
         """The positions that a key stands for.

@@ -46,9 +46,7 @@ class Axis:
     @cached_property
     def length(self) -> int:
         """How many there are."""
-        index: Any = self._root[self._index_path]
-        # A nullable or categorical index is a group of several arrays.
-        return int(index.shape[0]) if hasattr(index, "shape") else len(self.names)
+        return int(self._index.shape[0]) if self._index_is_array else len(self.names)
 
     def column(self, column: str) -> pd.Series:
         """One annotation.
@@ -100,7 +98,35 @@ class Axis:
             words = self.frame.select_dtypes(exclude=["number", "bool"]).columns
             return {name: pd.Index(self.frame[name].astype(object)) for name in words}
 
-        return Names(self.labels(column), column or proper, axis, others)
+        if column is None and self._index_is_array:
+            numbers = self._index.dtype.kind in "iu"
+            return Names(
+                lambda: self.names,
+                self.length,
+                numbers=numbers,
+                label=proper,
+                axis=axis,
+                others=others,
+            )
+        labels = self.labels(column)
+        return Names(
+            lambda: labels,
+            len(labels),
+            numbers=labels.dtype.kind in "iu",
+            label=column or proper,
+            axis=axis,
+            others=others,
+        )
+
+    @cached_property
+    def _index(self) -> Any:
+        """What its names are stored in."""
+        return self._root[self._index_path]
+
+    @property
+    def _index_is_array(self) -> bool:
+        """Whether that is one array; a nullable or categorical index is a group of several."""
+        return hasattr(self._index, "shape")
 
     @property
     def _index_path(self) -> str:
