@@ -221,7 +221,7 @@ def _distant(
 
 def _decoding_row(store: Path, genes: Any, threads: int) -> Row:
     """Read and decode the chunks that some genes lie in, by some threads; the best of five."""
-    matrix = open_csc(open_store(store).root, "X")
+    matrix = open_csc(open_store(store).root["X"], "X")
     chunks: list[tuple[ChunkReader, int]] = []
     for member in (matrix.data, matrix.indices):
         length = member.layout.chunk_length

@@ -179,7 +179,7 @@ def test_any_columns_of_any_matrix_are_scipys(matrix: Csr, data: st.DataObject) 
             st.lists(st.integers(0, n_vars - 1), max_size=9) if n_vars else st.just([])
         )
         for direct in (True, False):
-            found = open_csc(root, "X", direct=direct).columns(np.array(positions, np.int64))
+            found = open_csc(root["X"], "X", direct=direct).columns(np.array(positions, np.int64))
             part = csc[:, positions]
             as_stored = part.data.view(matrix.data.dtype).astype(found.dtype)
             np.testing.assert_array_equal(found.indptr, part.indptr)
@@ -514,12 +514,15 @@ def test_damage_is_an_error_and_never_another_number(path: Path, tmp_path: Path)
     shape = zarr.open_group(damaged("shape"), mode="r+", use_consolidated=False)["X"]
     shape.attrs["shape"] = [N_OBS, N_VARS + 1]
     zarr.consolidate_metadata(tmp_path / "shape")
+    del zarr.open_group(damaged("member"), mode="r+", use_consolidated=False)["X"]["indices"]
+    zarr.consolidate_metadata(tmp_path / "member")
     for name, words in {
         "flipped": "checksum",
         "lost": "is missing",
         "pointers": "indptr falls after position 3",
         "rows": "row 60 in column 0",
         "shape": "indptr has 41 elements",
+        "member": "X lacks .*indices.*; the store is damaged",
     }.items():
         with pytest.raises(DamagedStoreError, match=words):
             open_store(tmp_path / name)[:]
@@ -539,7 +542,7 @@ def test_chunks_are_asked_for_before_they_are_read(
 
         return method
 
-    reader = open_csc(zarr.open_group(path, mode="r"), "X").with_threads(threads)
+    reader = open_csc(zarr.open_group(path, mode="r")["X"], "X").with_threads(threads)
     for what in ("expect", "read"):
         monkeypatch.setattr(ChunkReader, what, logged(what, getattr(ChunkReader, what)))
     monkeypatch.setattr(csc_reader, "_AHEAD_BYTES", 3 * 16 * 8)  # three chunks of 16 values
@@ -566,7 +569,7 @@ def test_an_error_ends_all_threads(path: Path, monkeypatch: pytest.MonkeyPatch) 
         begun.append(group[0])
         raise IndexError(group[0])
 
-    reader = open_csc(zarr.open_group(path, mode="r"), "X").with_threads(3)
+    reader = open_csc(zarr.open_group(path, mode="r")["X"], "X").with_threads(3)
     monkeypatch.setattr(ChunkReader, "read", fail)
     with pytest.raises(IndexError):
         reader.columns(np.arange(0, N_VARS, 2))

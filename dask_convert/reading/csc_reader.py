@@ -26,7 +26,6 @@ from dask_convert.errors import DamagedStoreError, StoreError
 from dask_convert.planning.cores import available_cores
 
 if TYPE_CHECKING:
-    import zarr
     from numpy.typing import NDArray
 
 BLOCK_NNZ = 2**21
@@ -180,14 +179,14 @@ class CscReader:
 
 
 def open_csc(
-    root: zarr.Group, name: str, *, fill_missing: bool = False, direct: bool = True
+    group: Any, name: str, *, fill_missing: bool = False, direct: bool = True
 ) -> CscReader:
     """A reader of a matrix of a store.
 
     Parameters
     ----------
-    root
-        The store.
+    group
+        What the store has under the matrix's name: a group, unless it is dense.
     name
         Of the matrix.
     fill_missing, direct
@@ -196,23 +195,27 @@ def open_csc(
     Raises
     ------
     StoreError
-        It is not CSC, or its members contradict each other.
+        It is not CSC.
+    DamagedStoreError
+        A member is missing, or they contradict each other.
     """
-    group: Any = root[name]
     encoding = str(group.attrs.get("encoding-type", ""))
     if encoding != "csc_matrix":
         what = _ADVICE.get(encoding, f"its encoding is {encoding!r}, not 'csc_matrix'")
-        msg = f"{root.store_path}: {name} cannot be read gene by gene: {what}"
+        msg = f"{group.store_path} cannot be read gene by gene: {what}"
         raise StoreError(msg)
+    try:
+        arrays = {member: group[member] for member in ("data", "indices", "indptr")}
+    except KeyError as error:
+        msg = f"{group.store_path} lacks {error}; the store is damaged, convert again"
+        raise DamagedStoreError(msg) from error
     readers = {
-        member: ChunkReader(
-            group[member], f"{name}/{member}", fill_missing=fill_missing, direct=direct
-        )
-        for member in ("data", "indices", "indptr")
+        member: ChunkReader(array, f"{name}/{member}", fill_missing=fill_missing, direct=direct)
+        for member, array in arrays.items()
     }
     shape = tuple(int(length) for length in group.attrs["shape"])
     indptr = readers["indptr"].all_elements().astype(np.int64)
-    _check_members(f"{root.store_path}: {name}", shape, indptr, readers)
+    _check_members(str(group.store_path), shape, indptr, readers)
     threads = _REMOTE_THREADS if readers["data"].remote else available_cores()
     return CscReader(
         name, (shape[0], shape[1]), indptr, readers["data"], readers["indices"], threads

@@ -149,7 +149,7 @@ def of_description(found: StoreDescription) -> str:
 
 
 def _matrix(store: Store, name: str) -> MatrixDescription:
-    reader = open_csc(store.root, name)
+    reader = open_csc(store.root[name], name)
     data, indices = (described_array(store, f"{name}/{m}") for m in ("data", "indices"))
     return MatrixDescription(
         name, *reader.shape, reader.nnz, data, indices, _cost(store, reader, data, indices)

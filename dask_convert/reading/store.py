@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -333,11 +334,12 @@ class Store:
 
     def _reader(self, matrix: str) -> CscReader:
         if matrix not in self._readers:
-            if matrix not in self._elements() or self.root.get(matrix) is None:
+            group = self.root.get(matrix) if _names_a_matrix(matrix) else None
+            if group is None:
                 there = ", ".join(self.matrices) or "none"
                 msg = f"there is no matrix {matrix!r} in {self.root.store_path}; there are: {there}"
                 raise SelectionError(msg)
-            reader = open_csc(self.root, matrix, fill_missing=self._fill_missing)
+            reader = open_csc(group, matrix, fill_missing=self._fill_missing)
             expected = (self.n_obs, self._axes.var_of(matrix).length)
             if reader.shape != expected:
                 msg = f"{self.root.store_path}: {matrix} is {reader.shape}, its axes {expected}"
@@ -350,6 +352,11 @@ class Store:
         layers: Any = self.root.get("layers")
         names = sorted(layers.keys()) if layers is not None else []
         return ["X", *(f"layers/{name}" for name in names), "raw/X"]
+
+
+def _names_a_matrix(name: str) -> bool:
+    """Whether a matrix can have this name: what else a store holds is no matrix of genes."""
+    return name in {"X", "raw/X"} or re.fullmatch("layers/[^/]+", name) is not None
 
 
 class GenesBy:
