@@ -38,10 +38,10 @@ def expected_findings(matrix: Csr) -> Findings:
     places = matrix.rows * (matrix.shape[1] + 1) + matrix.indices
     with np.errstate(invalid="ignore"):  # of signalling NaN
         values = matrix.data.astype("c16") if matrix.data.dtype.kind == "c" else matrix.data
-    nan, infinite = np.isnan(values), np.isinf(values)
+        nan, infinite, zero = np.isnan(values), np.isinf(values), values == 0
     return Findings(
         duplicate_nnz=matrix.nnz - np.unique(places).size,
-        zero_nnz=int((values == 0).sum()),
+        zero_nnz=int(zero.sum()),
         nan_nnz=int(nan.sum()),
         infinite_nnz=int((infinite & ~nan).sum()),
     )

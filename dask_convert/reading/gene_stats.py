@@ -146,12 +146,12 @@ def block_stats(
     code = codes[block.indices]
     inside = code >= 0
     cell = np.repeat(np.arange(shape[0]), np.diff(block.indptr)) * n_obs.size + code
-    cell, values = cell[inside], block.data[inside].astype(np.float64)
-    expressing = np.bincount(cell[values != 0], minlength=n_cells).reshape(shape)
-    stored = np.bincount(cell, minlength=n_cells).reshape(shape)
-    mean = np.bincount(cell, values, n_cells).reshape(shape) / n_obs
     # Infinite or missing values make mean and variance NaN, as they do in pandas.
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        cell, values = cell[inside], block.data[inside].astype(np.float64)
+        expressing = np.bincount(cell[values != 0], minlength=n_cells).reshape(shape)
+        stored = np.bincount(cell, minlength=n_cells).reshape(shape)
+        mean = np.bincount(cell, values, n_cells).reshape(shape) / n_obs
         squares = np.bincount(cell, (values - mean.ravel()[cell]) ** 2, n_cells).reshape(shape)
         squares = squares + (n_obs - stored) * mean**2
         variance = np.where(n_obs > 1, squares / (n_obs - 1), np.nan)
