@@ -435,7 +435,9 @@ def test_a_file_without_csr_is_copied(tmp_path: Path, target: Path) -> None:
     csc = sp.random(30, 20, 0.2, format="csc", random_state=0)
     source = tmp_path / "genes.h5ad"
     ad.AnnData(csc, layers={"dense": csc.toarray()}).write_h5ad(source)
-    assert convert(source, target).matrices == ()
+    result = convert(source, target)
+    assert result.matrices == ()
+    assert result.plan.copied == {"X": "csc", "layers/dense": "dense"}
     copied = ad.read_zarr(target)
     assert copied.X.format == "csc"
     np.testing.assert_array_equal(copied.X.toarray(), csc.toarray())

@@ -205,7 +205,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_any_work(
     """One line, an exit code, nothing made and nothing spoilt."""
     (tmp_path / "a directory").mkdir()
     (tmp_path / "link.h5ad").symlink_to(source)
-    before = {path: path.stat() for path in tmp_path.rglob("*")}
+    before = _what_is_there(tmp_path)
     ended = CliRunner().invoke(
         main,
         ["convert", str(source), str(tmp_path / "t.zarr"), "--report", str(tmp_path / name)],
@@ -217,7 +217,13 @@ def test_a_report_that_cannot_be_written_is_refused_before_any_work(
         assert words_of_it in ended.stderr
     with pytest.raises(TargetError, match=words_of_it):
         dask_convert.convert(source, tmp_path / "t.zarr", workers=0, report=tmp_path / name)
-    assert {path: path.stat() for path in tmp_path.rglob("*")} == before
+    assert _what_is_there(tmp_path) == before
+
+
+def _what_is_there(directory: Path) -> dict[Path, tuple[int, int, int]]:
+    """All below a directory, with what would change with its content."""
+    found = {path: path.stat() for path in directory.rglob("*")}
+    return {path: (s.st_mode, s.st_size, s.st_mtime_ns) for path, s in found.items()}
 
 
 def test_a_full_disk_refuses_the_report_before_any_work(

@@ -12,7 +12,7 @@ import h5py
 
 from dask_convert.errors import PlanError, SourceError
 from dask_convert.files.annotations import annotation_bytes
-from dask_convert.files.h5ad import csr_matrices, row_index
+from dask_convert.files.h5ad import copied_matrices, csr_matrices, row_index
 from dask_convert.files.hdf5 import open_source
 from dask_convert.planning.layout import MatrixSource
 from dask_convert.planning.planner import conversion_plan
@@ -42,10 +42,12 @@ def plan_conversion(
     """
     with open_source(source, settings.trust) as file:
         chosen = _chosen(file, matrices)
+        names = [matrix.name for matrix in chosen]
         return conversion_plan(
             [(matrix, row_index(file, matrix)) for matrix in chosen],
             settings,
-            annotation_bytes(file, [matrix.name for matrix in chosen]),
+            annotation_bytes(file, names),
+            copied_matrices(file, names),
         )
 
 

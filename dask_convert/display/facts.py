@@ -23,6 +23,13 @@ from dask_convert.planning.sizes import bytes_text
 SQUARE_NOTE = "as many obs as vars: only the label says that this is CSR, and not CSC"
 
 
+_FORMS = {
+    "csr": "CSR, but not chosen",
+    "csc": "CSC already",
+    "dense": "dense, which is not stored gene by gene",
+}
+
+
 class Fact(NamedTuple):
     """Something to say.
 
@@ -49,6 +56,7 @@ def plan_facts(plan: ConversionPlan, times: str = "x") -> list[Fact]:
         facts = [Fact("matrices", "no CSR matrix: everything will be copied as it is")]
     return [
         *facts,
+        *(Fact(name, f"{_FORMS[form]}: will be copied") for name, form in plan.copied.items()),
         Fact(
             "memory",
             f"{bytes_text(plan.projected_bytes)} projected of {bytes_text(settings.memory)} with "
@@ -64,6 +72,7 @@ def result_facts(result: ConversionResult, times: str = "x") -> list[Fact]:
     facts = [fact for matrix in result.matrices for fact in _matrix_result(matrix, times)]
     if not facts:
         facts = [Fact("matrices", "no CSR matrix: everything was copied as it is")]
+    facts += [Fact(name, f"{_FORMS[form]}: copied") for name, form in result.plan.copied.items()]
     if result.verification is not None:
         facts += verification_facts(result.verification)
     rate = result.nnz / result.seconds / 1e6 if result.seconds else 0.0

@@ -5,7 +5,7 @@ How their elements are read is the business of `dask_convert.files.hdf5`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import h5py
@@ -54,16 +54,33 @@ def csr_matrices(file: h5py.File) -> list[MatrixSource]:
     return found
 
 
+def copied_matrices(file: h5py.File, converted: Collection[str]) -> dict[str, str]:
+    """The other matrices with one row per obs, by name: ``csr``, ``csc`` or ``dense``."""
+    with reading(file.filename):
+        formats = {_store_name(path): matrix_format(file[path]) or "dense" for path in _paths(file)}
+    return {name: form for name, form in formats.items() if name not in converted}
+
+
 def _matrix_paths(file: h5py.File) -> list[str]:
     """Where sparse matrices with one row per obs are, each of which is what it says it is."""
+    paths = [path for path in _paths(file) if matrix_format(file[path])]
+    for path in paths:
+        _check_format(file[path])
+    return paths
+
+
+def _paths(file: h5py.File) -> list[str]:
+    """Where matrices with one row per obs are."""
     paths = ["X", "raw/X", "raw.X"]
     layers = file.get("layers")
     if isinstance(layers, h5py.Group):
         paths += [child_path("layers", key) for key in sorted(layers)]
-    paths = [path for path in paths if path in file and matrix_format(file[path])]
-    for path in paths:
-        _check_format(file[path])
-    return paths
+    return [path for path in paths if path in file]
+
+
+def _store_name(path: str) -> str:
+    """What a matrix is called in a store; old files have another name for one."""
+    return "raw/X" if path == "raw.X" else path
 
 
 def matrix_format(element: Any) -> str | None:
@@ -216,7 +233,7 @@ def _matrix_source(group: h5py.Group, path: str, home: str) -> MatrixSource:
         )
         raise SourceError(msg)
     return MatrixSource(
-        name="raw/X" if path == "raw.X" else path,
+        name=_store_name(path),
         path=path,
         n_obs=n_obs,
         n_vars=n_vars,

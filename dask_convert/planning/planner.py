@@ -16,8 +16,9 @@ Above some 10¹¹ entries tasks would be too long if slices were to stay as larg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import isqrt
+from types import MappingProxyType
 from typing import get_args
 
 import numpy as np
@@ -58,6 +59,7 @@ def conversion_plan(
     matrices: Iterable[tuple[MatrixSource, RowIndex]],
     settings: Settings,
     annotation_bytes: int = 0,
+    copied: Mapping[str, str] = MappingProxyType({}),
 ) -> ConversionPlan:
     """Plan the conversion of some matrices within a memory budget.
 
@@ -69,6 +71,8 @@ def conversion_plan(
         The user's choices.
     annotation_bytes
         Projected memory for the rest of the file.
+    copied
+        See `ConversionPlan`.
 
     Raises
     ------
@@ -96,7 +100,7 @@ def conversion_plan(
     if settings.worker_memory is not None:
         budget = min(budget, settings.worker_memory - memory.WORKER_BYTES)
     planned = tuple(_matrix_plan(source, rows, settings, budget) for source, rows in matrices)
-    return ConversionPlan(PLAN_VERSION, settings, planned, annotation_bytes, least)
+    return ConversionPlan(PLAN_VERSION, settings, planned, dict(copied), annotation_bytes, least)
 
 
 def _check_worker_memory(worker_bytes: int, least_bytes: int) -> None:

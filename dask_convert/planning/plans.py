@@ -159,6 +159,9 @@ class ConversionPlan(msgspec.Struct, frozen=True):
         What the user chose.
     matrices
         The matrices to convert, in order.
+    copied
+        The other matrices with one row per obs, which are copied: by name ``csr`` (not chosen),
+        ``csc`` or ``dense``.
     annotation_bytes
         Projected memory for copying everything else.
     least_memory_bytes
@@ -168,6 +171,7 @@ class ConversionPlan(msgspec.Struct, frozen=True):
     version: int
     settings: Settings
     matrices: tuple[MatrixPlan, ...]
+    copied: dict[str, str]
     annotation_bytes: int
     least_memory_bytes: int
 

@@ -232,7 +232,7 @@ def _chunks_touched(indptr: Any, chunk_nnz: int) -> float:
 
 
 def _others(store: Store) -> list[str]:
-    found: list[str] = []
+    found = [] if "X" in store.matrices or store.root.get("X") is None else ["X"]
     for name in _ELEMENTS:
         group: Any = store.root.get(name)
         if group is None or not hasattr(group, "keys"):  # anndata stores raw=None as an array
