@@ -320,9 +320,9 @@ def test_integers_are_names_where_names_are_integers(path: Path, tmp_path: Path)
     copy = tmp_path / "genes.zarr"
     shutil.copytree(path, copy)
     root = zarr.open_group(str(copy), mode="r+", use_consolidated=False)
-    key = f"var/{root['var'].attrs['_index']}"
-    del root[key]
-    ad.io.write_elem(root, key, np.arange(N_VARS)[::-1].copy())
+    var = root["var"]
+    del var[var.attrs["_index"]]
+    ad.io.write_elem(var, var.attrs["_index"], np.arange(N_VARS)[::-1].copy())
     zarr.consolidate_metadata(root.store)
     same(open_store(copy)[0], open_store(path)[N_VARS - 1])
 
