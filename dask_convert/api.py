@@ -17,7 +17,7 @@ from dask_convert.display.progress import Several
 from dask_convert.display.report import RunReport
 from dask_convert.engine.graph import Executor
 from dask_convert.engine.results import ConversionResult, VerificationResult
-from dask_convert.errors import SourceWarning
+from dask_convert.errors import SourceWarning, StoreError
 from dask_convert.options import (
     ConvertOptions,
     Options,
@@ -298,6 +298,8 @@ def verify(
     ------
     SourceError
         The source cannot be read: nothing can be said of the store.
+    StoreError
+        There is no store of that name.
     PlanError
         Settings contradict each other, or the memory is too little.
 
@@ -311,6 +313,9 @@ def verify(
     chosen = Options(**options)
     chosen.prepare(verifying=True)
     source, target = Path(source).absolute(), Path(target).absolute()
+    if not target.exists():  # a mistyped name is no store that differs
+        msg = f"{target}: no such store"
+        raise StoreError(msg)
     feed = BoardFeed(str(source), str(target))
     with ExitStack() as held:
         found = held.enter_context(chosen.place())

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import click
 
 from dask_convert.cli_frame import RareOption
-from dask_convert.errors import DaskConvertError
+from dask_convert.errors import DaskConvertError, PlanError
 from dask_convert.planning.layout import DEFAULT_CODEC, Codec
 from dask_convert.planning.limits import Limits
 from dask_convert.planning.profiles import ProfileName
@@ -43,6 +43,9 @@ def typed(options: dict[str, Any]) -> dict[str, Any]:
     found = {**options, "matrix": options["matrix"] or None}
     if found.get("zarr_format") is not None:
         found["zarr_format"] = int(found["zarr_format"])
+    if found["slurm"] and found.get("cluster") != "slurm":
+        msg = "--slurm changes the jobs that --cluster slurm starts: give both, or neither"
+        raise PlanError(msg)
     configured = click.get_current_context().meta[_SLURM]
     found["slurm"] = with_changes(configured, found["slurm"])
     return found

@@ -131,5 +131,10 @@ def _inspect_parameters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _format_of(out: Path | None) -> Format:
     """What the name of a file says."""
-    suffix = "" if out is None else out.suffix.removeprefix(".")
-    return next((known for known in _FORMATS if known == suffix), "csv")
+    if out is None:
+        return "csv"
+    for known in _FORMATS:
+        if out.suffix == f".{known}":
+            return known
+    msg = f"{out}: its ending is none of {', '.join(_FORMATS)}: say which by --format"
+    raise SelectionError(msg)

@@ -48,7 +48,11 @@ def run_demo(
     if directory.exists():
         msg = f"{directory} exists already: name a directory that does not"
         raise TargetError(msg)
-    directory.mkdir(parents=True)
+    try:
+        directory.mkdir(parents=True)
+    except OSError as error:
+        msg = f"cannot make {directory}: {error.strerror}"
+        raise TargetError(msg) from error
     source, target = directory / "cells.h5ad", directory / "genes.zarr"
     say(f"1. Making {source}: {n_obs:,} cells x {n_vars:,} genes ...")
     nnz = write_synthetic_h5ad(source, n_obs=n_obs, n_vars=n_vars)

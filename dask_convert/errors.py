@@ -6,10 +6,15 @@ readable line and an exit code; anything else that escapes is a bug of ours.
 
 from __future__ import annotations
 
+import errno
+
 SHOWN_DIFFERENCES = 50
 
 INTERRUPTED_EXIT_CODE = 130
 """Of a command that was ended by Ctrl-C or SIGTERM. The same command continues."""
+
+TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN})
+"""Numbers of the system's errors that may be gone a moment later."""
 
 
 class DaskConvertError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
@@ -25,9 +26,15 @@ from strategies import FILTERS, Csr, random_csr, write_h5ad
 
 from dask_convert.cli import main
 from dask_convert.engine.graph import Graph, OnReport, SynchronousExecutor
-from dask_convert.errors import AdmissionError, AnnotationError, SourceError
+from dask_convert.errors import (
+    AdmissionError,
+    AnnotationError,
+    DaskConvertError,
+    SourceError,
+    StorageError,
+)
 from dask_convert.files import annotation_elements
-from dask_convert.files.admission import ChunkGuard, ignore_plugin_paths
+from dask_convert.files.admission import ChunkGuard, ignore_plugin_paths, reading
 from dask_convert.files.filters import FILTERS as KNOWN
 from dask_convert.files.filters import FilterStep, pipeline, wrong_size
 from dask_convert.files.hdf5 import open_source
@@ -148,6 +155,30 @@ def test_an_inherited_plugin_path_is_ignored(path: Path, tmp_path: Path, allowed
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert (str(tmp_path) in done.stdout) == allowed
     assert allowed or done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(errno.ESTALE, "Stale file handle"), StorageError),
+        (
+            OSError("Can't read data (file read failed: errno = 5, error message = 'I/O')"),
+            StorageError,
+        ),
+        (
+            OSError("Can't read data (file read failed: errno = 22, error message = '')"),
+            SourceError,
+        ),
+        (OSError("Can't read data (inflate() failed)"), SourceError),
+    ],
+)
+def test_a_failing_file_system_is_not_a_damaged_file(
+    error: OSError, kind: type[DaskConvertError]
+) -> None:
+    """What may pass is resumable, also where HDF5 tells the system's error in words."""
+    with pytest.raises(kind, match=r"X/data: .*\(.*\)") as caught, reading("X/data"):
+        raise error
+    assert caught.value.resumable == (kind is StorageError)
 
 
 def test_plugin_paths_are_left_alone_while_another_thread_is_in_hdf5() -> None:

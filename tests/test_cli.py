@@ -96,6 +96,8 @@ def test_errors_are_one_line_and_an_exit_code(source: Path, tmp_path: Path) -> N
         (("plan", source, "--memory", "many"), 2, "memory is 'many'"),
         (("plan", source, "--matrix", "layers/none"), 2, "there are: X"),
         (("plan", source, "--shard-nnz", 7), 2, "shard_nnz is 7"),
+        (("plan", source, "--slurm", "jobs=2"), 2, "--cluster slurm"),
+        (("verify", source, tmp_path / "none.zarr"), 15, "no such store"),
         (("convert", source, there, "--workers", 0), 4, "exists already"),
         (("convert", source, "s3://bucket/genes.zarr", "--workers", 0), 4, "s3://…): a target is"),
         (

@@ -88,6 +88,7 @@ def test_gene_errors(target: Path, tmp_path: Path) -> None:
     (tmp_path / "there.csv").write_text("mine")
     cases = [
         (("gene", target, "g99"), 16, "near it"),
+        (("gene", target, "g1", "--out", "genes.xlsx"), 16, "say which by --format"),
         (("gene", target, "g1", "--obs", "kin == 1"), 16, "columns of obs: kind"),
         (("gene", target, "g1", "--by", "none"), 16, "there are: symbol"),
         (("gene", target, "g1", "--matrix", "layers/x"), 16, "there are: X"),

@@ -315,6 +315,7 @@ def test_a_budget_that_is_too_small_says_what_would_do() -> None:
 CONTRADICTIONS = {
     "chunk_nnz is 0": {"chunk_nnz": 0},
     "shard_nnz is 15: .*multiple of chunk_nnz, 10": {"chunk_nnz": 10, "shard_nnz": 15},
+    "chunk_nnz is 67108865: it must be at most 67108864": {"chunk_nnz": 2**26 + 1},
     "shard_nnz is -10": {"chunk_nnz": 10, "shard_nnz": -10},
     "format 2 has no shards": {"chunk_nnz": 10, "shard_nnz": 20, "zarr_format": 2},
     "workers is -1": {"workers": -1},

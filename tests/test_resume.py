@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -44,6 +45,7 @@ from dask_convert.errors import (
     ResumeError,
     ScratchError,
     SourceError,
+    StorageError,
     TargetError,
 )
 from dask_convert.files import failpoints
@@ -164,6 +166,66 @@ def test_a_replacement_that_is_cut_off_loses_neither_store(
     else:
         again(source, target, overwrite=True)
         assert contents(target) == expected
+    assert leftovers(target) == []
+
+
+def test_a_store_that_was_cleared_is_not_taken_for_published(
+    source: Path, target: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clearing that is cut off leaves no claim that the store at the target is the new one."""
+    again(source, target, codec="gzip", codec_level=1)
+    killed_at("publish: old set aside", source, target, overwrite=True)
+    with monkeypatch.context() as patched:
+        patched.setenv(failpoints.VARIABLE, f"clear: store removed=error:{errno.EIO}")
+        with pytest.raises(OSError, match="Input/output error"):
+            api.clean(target)
+    assert contents(target) != expected
+    again(source, target, overwrite=True)
+    assert contents(target) == expected
+    assert leftovers(target) == []
+
+
+def test_an_error_after_the_name_was_taken_is_mended(
+    source: Path, target: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new store is there, the old one goes the next time, and nothing is converted again."""
+    again(source, target, codec="gzip", codec_level=1)
+    with monkeypatch.context() as patched:
+        patched.setenv(failpoints.VARIABLE, f"publish: renamed=error:{errno.EIO}")
+        with pytest.raises(StorageError, match="Input/output error"):
+            again(source, target, overwrite=True)
+    assert contents(target) == expected
+    counting = Counting(monkeypatch)
+    again(source, target, overwrite=True)
+    assert counting.calls == {"split": 0, "combine": 0}
+    assert contents(target) == expected
+    assert leftovers(target) == []
+
+
+def test_a_name_that_was_taken_between_two_renames_is_refused(source: Path, target: Path) -> None:
+    """Both stores stay, and the message says where they are."""
+    again(source, target, codec="gzip", codec_level=1)
+    killed_at("publish: old set aside", source, target, overwrite=True)
+    target.mkdir()
+    for command in (lambda: again(source, target, overwrite=True), lambda: api.clean(target)):
+        with pytest.raises(TargetError, match="move one of them away"):
+            command()
+    target.rmdir()
+    api.clean(target)
+    assert target.is_dir()
+    assert leftovers(target) == []
+
+
+def test_a_finished_matrix_without_its_indptr_is_mended(
+    source: Path, target: Path, expected: dict[str, bytes]
+) -> None:
+    """Blocks are read again; files of entries that are intact stay."""
+    killed_at("target: described", source, target)
+    (indptr,) = target.parent.rglob("indptr.npy")
+    indptr.write_bytes(indptr.read_bytes()[:-8])
+    (matrix,) = again(source, target).matrices
+    assert matrix.regions_reused == 10
+    assert contents(target) == expected
     assert leftovers(target) == []
 
 

@@ -24,7 +24,7 @@ from dask_convert.engine.tasks import (
 )
 from dask_convert.errors import FragmentError, TaskError
 from dask_convert.files.failpoints import reach
-from dask_convert.files.scratch import load_struct, save_struct
+from dask_convert.files.scratch import load_array, load_struct, save_struct
 from dask_convert.planning.limits import Limits
 from dask_convert.planning.plans import MatrixPlan
 from dask_convert.shuffle.integrity import check_regions
@@ -64,7 +64,7 @@ class MatrixRun:
         self._prepare = prepare
         self._on_report = on_report
         self._limits = limits
-        self._done = load_struct(job.files.matrix_report, MatrixDone)
+        self._done = _finished(job)
         self._shuffled = self._done.shuffled if self._done else None
         self._blocks: dict[int, SplitReport] = {}
         self._regions: dict[int, CombineReport] = {}
@@ -177,6 +177,19 @@ class MatrixRun:
             findings=shuffled.findings,
             process_peaks=_process_peaks(reports),
         )
+
+
+def _finished(job: Job) -> MatrixDone | None:
+    """What an earlier run has finished; without an indptr that goes with it, it is not."""
+    done = load_struct(job.files.matrix_report, MatrixDone)
+    if done is None:
+        return None
+    try:
+        load_array(job.files.indptr)
+    except FragmentError:
+        job.files.matrix_report.unlink(missing_ok=True)
+        return None
+    return done
 
 
 def _process_peaks(reports: Iterable[Report]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dask_convert.conversion.workspace import Workspace, tree_bytes
-from dask_convert.errors import DiskSpaceError, TargetError
+from dask_convert.errors import DiskSpaceError, StorageError, TargetError
 from dask_convert.files.failpoints import reach
 from dask_convert.files.scratch import sync
 from dask_convert.files.zarr_csc import made_by_us
@@ -142,7 +142,10 @@ def publish(space: Workspace, store: Path, *, overwrite: bool) -> None:
     Raises
     ------
     TargetError
-        The name cannot be taken; what was there is there again.
+        Something has the name that may not go.
+    StorageError
+        The name cannot be taken; what was there is there again, and the store can be published
+        by the same command.
     """
     target = space.target
     check_target(target, overwrite=overwrite)
@@ -152,14 +155,14 @@ def publish(space: Workspace, store: Path, *, overwrite: bool) -> None:
             target.rename(space.replaced)
             reach("publish: old set aside")
         store.rename(target)
-        reach("publish: renamed")
-        sync(target.parent)
-        reach("publish: synced")
     except OSError as error:
         if replaces and not target.exists():
             space.replaced.rename(target)
         msg = f"{target}: the finished store cannot take its name: {error.strerror}"
-        raise TargetError(msg) from error
+        raise StorageError(msg) from error
+    reach("publish: renamed")
+    sync(target.parent)
+    reach("publish: synced")
     if replaces:
         shutil.rmtree(space.replaced)
 
@@ -171,12 +174,23 @@ def recover(space: Workspace, *, is_published: bool) -> None:
     ----------
     is_published
         Whether the new store has taken the target's name.
+
+    Raises
+    ------
+    TargetError
+        Between the two renames that replace it, something else has taken the target's name.
     """
     if not space.replaced.is_dir():
         return
     if is_published:
         shutil.rmtree(space.replaced)
-    elif not os.path.lexists(space.target):
+    elif os.path.lexists(space.target):
+        msg = (
+            f"{space.target} was about to be replaced, and something else has its name since then; "
+            f"the store that had it is {space.replaced}: move one of them away"
+        )
+        raise TargetError(msg)
+    else:
         space.replaced.rename(space.target)
         sync(space.target.parent)
 

@@ -245,6 +245,10 @@ def clear(space: Workspace) -> list[Path]:
         The directories in which there was something.
     """
     kept = load_struct(space.state, RunState)
+    if kept is not None and kept.outcome is not None and space.store(kept.token).exists():
+        # Its store goes unpublished: nobody who finds the state alone must think otherwise.
+        withdrawn = msgspec.structs.replace(kept, outcome=None)
+        save_struct(space.state, "state", withdrawn, durable=True)
     scratches = {space.scratch, *([Path(kept.scratch)] if kept else [])}
     found = [path for path in sorted(scratches) if _clear_scratch(path, space.target)]
     reach("clear: scratch removed")

@@ -7,7 +7,6 @@ that resuming takes.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +16,16 @@ import msgspec
 
 from dask_convert.engine import stages
 from dask_convert.engine.tasks import BarrierReport, CombineReport, Job, SplitReport
-from dask_convert.errors import DaskConvertError, FragmentError, StorageError, TaskError
+from dask_convert.errors import (
+    TRANSIENT,
+    DaskConvertError,
+    FragmentError,
+    StorageError,
+    TaskError,
+)
 from dask_convert.files.fragment_files import FragmentFile
 from dask_convert.files.scratch import load_struct, save_struct, storage_errors, visible
 from dask_convert.files.shards import is_intact
-
-TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN})
-"""Errors of a file system that may be gone a moment later."""
 
 TRIES = 3
 PAUSE_SECONDS = 0.5

@@ -8,6 +8,8 @@ import gc
 import signal
 import sys
 
+# A terminal sends Ctrl-C to all processes at once; it is the caller's to answer.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 gc.disable()  # imports make a hundred thousand objects and no garbage
 
 import distributed.nanny  # noqa: E402  (after the line above, which is for all that follow)
@@ -46,7 +48,5 @@ _load_kernels()
 # again, nor copy the shared pages that it would mark.
 gc.freeze()
 gc.enable()
-# A terminal sends Ctrl-C to all processes at once; it is the caller's to answer.
-signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 __all__ = ["attempts", "distributed"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,13 @@ from typing import Any
 import h5py
 from h5py._objects import phil as h5py_lock
 
-from dask_convert.errors import AdmissionError, DaskConvertError, SourceError
+from dask_convert.errors import (
+    TRANSIENT,
+    AdmissionError,
+    DaskConvertError,
+    SourceError,
+    StorageError,
+)
 from dask_convert.files.filters import (
     FILTERS,
     HEAD_BYTES,
@@ -37,6 +44,7 @@ MAX_CHUNK_BYTES = 2**30
 MAX_DEPTH = 100
 MAX_PATH = 900
 MAX_MAPPINGS = 1000
+_ERRNO = re.compile(r"errno = (\d+)")
 _PREFIXES = ("HDF5_EXT_PREFIX", "HDF5_VDS_PREFIX", "HDF5_EXTFILE_PREFIX")
 _REMEDY = "copy it into the source, with h5repack say, or allow its directory with --allow-external"
 
@@ -49,6 +57,8 @@ def reading(where: str) -> Iterator[None]:
     ------
     SourceError
         Instead of whatever came out of HDF5, h5py or the decoding of a name.
+    StorageError
+        The system failed, in a way that may pass: the file is not to blame.
     """
     try:
         yield
@@ -56,8 +66,18 @@ def reading(where: str) -> Iterator[None]:
         raise
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if _system_error(error, reason) in TRANSIENT:
+            msg = f"{where}: the system could not read it ({reason})"
+            raise StorageError(msg) from error
         msg = f"{where}: cannot be read ({reason}): the file is damaged, or made by something odd"
         raise SourceError(msg) from error
+
+
+def _system_error(error: Exception, reason: str) -> int | None:
+    """The system's number of an error, which HDF5 tells in words alone."""
+    told = _ERRNO.search(reason)
+    number: int | None = getattr(error, "errno", None)
+    return number if told is None else int(told[1])
 
 
 def ignore_plugin_paths() -> None:

@@ -19,7 +19,7 @@ from dask_convert.errors import FragmentError
 from dask_convert.files.scratch import published, visible, write_all
 from dask_convert.page_cache import will_need
 from dask_convert.planning.layout import FRAGMENT_FIXED_BYTES, ColumnRange, FragmentLayout
-from dask_convert.planning.memory import READ_PIECE_BYTES
+from dask_convert.planning.memory import FILES_AHEAD, READ_PIECE_BYTES
 from dask_convert.planning.records import Records
 from dask_convert.shuffle.fragments import (
     TABLE_DTYPE,
@@ -33,8 +33,6 @@ from dask_convert.shuffle.fragments import (
     fragment_checksum,
 )
 from dask_convert.shuffle.pages import PagedRecords
-
-FILES_AHEAD = 16
 
 
 class Fragment(msgspec.Struct, frozen=True):
@@ -106,17 +104,19 @@ def open_ahead(
     FragmentError
         One of them is missing, even after `wait_seconds`, or its head is damaged.
     """
-    opened: list[FragmentFile] = []
+    opened = set[FragmentFile]()  # closed ones go: each keeps the counts of its columns
 
     def expected() -> Iterator[FragmentFile]:
         for path in paths:
-            opened.append(FragmentFile(path, layout, wait_seconds))
-            yield opened[-1].expect(numbers)
+            file = FragmentFile(path, layout, wait_seconds)
+            opened.add(file)
+            yield file.expect(numbers)
 
     try:
         for file in _ahead(file.locate() for file in _ahead(expected())):
             yield file
             file.close()
+            opened.discard(file)
     finally:
         for file in opened:
             file.close()
@@ -233,7 +233,7 @@ class FragmentFile:
                 ends = np.concatenate([[0], ends])
             self._ends = ends
             self._checksums = table["crc32c"][-len(self._numbers) :]
-            if np.any(np.diff(ends) < 0):
+            if ends[0] < 0 or np.any(np.diff(ends) < 0):
                 msg = f"{self._name}: its table of fragments descends: the file was damaged"
                 raise FragmentError(msg)
             start = self._layout.head_bytes + int(ends[0])
@@ -311,7 +311,7 @@ class FragmentFile:
 
     def _read(self, offset: int, size: int) -> bytes:
         # Before memory is asked for: a damaged table says anything.
-        if offset + size > self._file_bytes:
+        if offset < 0 or size < 0 or offset + size > self._file_bytes:
             msg = (
                 f"{self._name}: ends at {self._file_bytes}, before byte {offset + size}: "
                 "it was cut short or damaged"

@@ -91,7 +91,9 @@ def write_region(
     """
     encode = chunk_encoder(layout)
     files = Path(array, "c") if layout.zarr_format == 3 else Path(array)
-    (target / files).mkdir(parents=True, exist_ok=True)
+    for part in (*reversed(files.parents), files):  # a store that was cleared does not come back
+        if part.parts:
+            (target / part).mkdir(exist_ok=True)
     written = []
     for start in range(0, region.nnz, layout.shard_nnz):
         stop = min(start + layout.shard_nnz, region.nnz)

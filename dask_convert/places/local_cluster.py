@@ -198,7 +198,7 @@ def _no_stragglers() -> Iterator[None]:
 def _local_cluster(
     plan: ConversionPlan, dashboard_address: str | None, directory: str, start_seconds: float
 ) -> LocalCluster:
-    from distributed import LocalCluster, utils
+    from distributed import LocalCluster, SpecCluster, Status, utils
 
     from dask_convert.places.lazy_dashboard import load_when_asked_for
     from dask_convert.places.nannies import SureNanny
@@ -223,6 +223,11 @@ def _local_cluster(
             death_timeout=start_seconds,
             silence_logs=logging.ERROR,
         )
+    except KeyboardInterrupt:
+        # At exit dask would close what never opened, and fail; its workers go with `_no_stragglers`.
+        for started in list(SpecCluster._instances):  # noqa: SLF001  (it has no other list)
+            started.shutdown_on_close &= started.status is Status.running
+        raise
     except Exception as error:  # even assertions of dask's own
         name = type(error).__name__
         msg = f"the local cluster cannot start: {name}: {error}: was a worker killed meanwhile?"

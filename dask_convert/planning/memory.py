@@ -23,6 +23,9 @@ WORKER_BYTES = 150 * MIB
 READ_PIECE_BYTES = 8 * MIB
 """The most that is read at once from a contiguous data set or from a fragment file."""
 
+FILES_AHEAD = 16
+"""Fragment files whose heads, and again whose fragments, are asked for ahead of time."""
+
 
 def widest_record_bytes(source: MatrixSource) -> int:
     """Bytes of a record whose value could not be narrowed."""
@@ -60,12 +63,13 @@ def combine_bytes(
     """Peak bytes of one combine task, without the process itself.
 
     Rows and payload of the region; one encoded and one decoded fragment; the counters of
-    the columns; one target chunk with its converted and its encoded copy.
+    the columns, of every open fragment file too; one target chunk with its converted and its
+    encoded copy.
     """
     itemsize = native_dtype(source.data.dtype).itemsize
     row_itemsize = row_dtype(source.n_obs).itemsize
     fragment = min(block_nnz, column_width * block_rows) * widest_record_bytes(source)
-    tables = 32 * source.n_vars
+    tables = (32 + 4 * (2 * FILES_AHEAD + 1)) * source.n_vars
     chunk = 4 * target.chunk_nnz * max(itemsize, row_itemsize)
     return region_nnz * (row_itemsize + itemsize) + 3 * fragment + READ_PIECE_BYTES + tables + chunk
 

@@ -42,6 +42,8 @@ from dask_convert.planning.records import MAX_BLOCK_ROWS
 SLICE_RECORDS = 2**16
 LEAST_SLICE_RECORDS = 2**15
 """For which regions may grow beyond `MAX_TASK_NNZ`: 64 KiB of paged records."""
+MAX_CHUNK_NNZ = 2**26
+"""Of complex values that is 1 GiB; blosc takes at most 2."""
 LEAST_BLOCK_NNZ = 2**16
 MIN_TASK_NNZ = 2**23
 MAX_TASK_NNZ = 2**26
@@ -130,6 +132,9 @@ def check_settings(settings: Settings) -> None:
         if getattr(settings, name) not in known:
             msg = f"{name} is {getattr(settings, name)!r}: it must be one of {known}"
             raise PlanError(msg)
+    if settings.chunk_nnz > MAX_CHUNK_NNZ:
+        msg = f"chunk_nnz is {settings.chunk_nnz}: it must be at most {MAX_CHUNK_NNZ}"
+        raise PlanError(msg)
     requested_dtype(settings.data_dtype, np.dtype(np.float64))
     shard = settings.shard_nnz
     if shard and (shard < 0 or shard % settings.chunk_nnz):
@@ -188,18 +193,19 @@ def _matrix_plan(
     regions = target_regions(source.nnz, region_nnz)
     largest = max((b.nnz for b in blocks), default=0)
     most_rows = max((b.rows for b in blocks), default=0)
+    paged = PAGE_ROWS * source.nnz >= MIN_PAGE_RECORDS * source.n_obs * source.n_vars
     return MatrixPlan(
         source=source,
         target=target,
         column_width=width,
-        paged=PAGE_ROWS * source.nnz >= MIN_PAGE_RECORDS * source.n_obs * source.n_vars,
+        paged=paged,
         blocks=blocks,
         regions=regions,
         split_bytes=memory.split_bytes(source, largest, most_rows, width),
         combine_bytes=memory.combine_bytes(
             source, target, min(region_nnz, source.nnz), largest, most_rows, width
         ),
-        scratch_bytes=_scratch_bytes(source, len(blocks), width),
+        scratch_bytes=_scratch_bytes(source, len(blocks), width, paged=paged),
         target_bytes=_target_bytes(source, settings),
     )
 
@@ -368,6 +374,9 @@ def _target_bytes(source: MatrixSource, settings: Settings) -> int:
     return entries + 8 * (source.n_vars + 1)
 
 
-def _scratch_bytes(source: MatrixSource, n_blocks: int, column_width: int) -> int:
+def _scratch_bytes(source: MatrixSource, n_blocks: int, column_width: int, *, paged: bool) -> int:
+    """What the fragments take at most; paged records are two bytes, however the source packs."""
     head_bytes = FragmentLayout(source.n_vars, column_width).head_bytes
-    return _stored_bound(source, 4) + n_blocks * (head_bytes + 4096) + 8 * source.n_obs
+    least = source.nnz * 9 // 4 if paged else 0
+    entries = max(_stored_bound(source, 4), least)
+    return entries + n_blocks * (head_bytes + 4096) + 8 * source.n_obs

@@ -122,9 +122,9 @@ class BlockRecords:
     def _paged_records(self, starts: NDArray[np.uint32]) -> PagedRecords | None:
         """Paged records; None if too many values escape, or a page cannot count its own."""
         bits = payload_bits(self._values)
-        escapes = _positions_from(bits, ESCAPE)
-        if escapes.size > bits.size * MAX_ESCAPES:
+        if _count_from(bits, ESCAPE) > bits.size * MAX_ESCAPES:
             return None
+        escapes = _positions_from(bits, ESCAPE)
         records = np.empty(bits.size, np.uint16)
         n_pages = -(-self._row_ends.size // PAGE_ROWS)
         page_ends = np.empty((n_pages, starts.size), np.uint32)
@@ -170,6 +170,13 @@ def narrowed(values: NDArray[Any], payload: np.dtype[Any]) -> NDArray[Any] | Non
         narrow = values.astype(payload)
         same = np.array_equal(narrow.astype(values.dtype).view(bits.dtype), bits)
     return narrow if same else None
+
+
+def _count_from(numbers: NDArray[Any], least: int) -> int:
+    """How many are at least that, without a mask as long as they are."""
+    step = 2**16
+    pieces = (numbers[i : i + step] for i in range(0, numbers.size, step))
+    return sum(int(np.count_nonzero(piece >= least)) for piece in pieces)
 
 
 def _positions_from(numbers: NDArray[Any], least: int) -> NDArray[np.int64]:
