@@ -7,6 +7,7 @@ libraries and compiled kernels is shared by all of them.
 import gc
 import signal
 import sys
+from types import TracebackType
 
 # A terminal sends Ctrl-C to all processes at once; it is the caller's to answer.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -18,6 +19,14 @@ import numpy as np  # noqa: E402
 
 from dask_convert.engine import attempts  # noqa: E402
 from dask_convert.shuffle import kernels, scans  # noqa: E402
+
+
+def _unless_the_caller_is_gone(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print what ended a worker as it started, unless it was its caller's end."""
+    if not issubclass(kind, FileNotFoundError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _load_kernels() -> None:
@@ -44,6 +53,7 @@ def _load_kernels() -> None:
 
 
 _load_kernels()
+sys.excepthook = _unless_the_caller_is_gone
 # What is imported stays: the garbage collector of a worker need not walk through it, time and
 # again, nor copy the shared pages that it would mark.
 gc.freeze()

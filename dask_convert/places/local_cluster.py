@@ -198,7 +198,7 @@ def _no_stragglers() -> Iterator[None]:
 def _local_cluster(
     plan: ConversionPlan, dashboard_address: str | None, directory: str, start_seconds: float
 ) -> LocalCluster:
-    from distributed import LocalCluster, SpecCluster, Status, utils
+    from distributed import LocalCluster, SpecCluster, utils
 
     from dask_convert.places.lazy_dashboard import load_when_asked_for
     from dask_convert.places.nannies import SureNanny
@@ -209,6 +209,7 @@ def _local_cluster(
         utils._forkserver_preload_set = True  # noqa: SLF001  (it has no setting for it)
     settings = plan.settings
     share = max((settings.memory - plan.projected_bytes) // settings.workers, 0)
+    others = set(SpecCluster._instances)  # noqa: SLF001
     try:
         cluster = LocalCluster(
             n_workers=settings.workers,
@@ -224,9 +225,9 @@ def _local_cluster(
             silence_logs=logging.ERROR,
         )
     except KeyboardInterrupt:
-        # At exit dask would close what never opened, and fail; its workers go with `_no_stragglers`.
-        for started in list(SpecCluster._instances):  # noqa: SLF001  (it has no other list)
-            started.shutdown_on_close &= started.status is Status.running
+        # At exit dask would close what never opened, and fail; `_no_stragglers` ends the workers.
+        for begun in set(SpecCluster._instances) - others:  # noqa: SLF001  (it has no other list)
+            begun.shutdown_on_close = False
         raise
     except Exception as error:  # even assertions of dask's own
         name = type(error).__name__
