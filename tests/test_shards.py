@@ -159,8 +159,17 @@ def test_a_region_written_twice_is_the_same(tmp_path: Path) -> None:
     assert [name for name, _ in contents[0]] == ["1", "2"]
 
 
+def test_a_store_that_was_cleared_does_not_come_back(tmp_path: Path) -> None:
+    """A writer that comes too late makes no directories, and fails."""
+    layout, target = target_layout(3, True, "lz4"), tmp_path / "cleared"
+    with pytest.raises(FileNotFoundError):
+        write_region(target, "X/data", layout, Region(0, 5), lambda low, high: np.ones(high - low))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_only_our_stores_are_known_as_ours(tmp_path: Path) -> None:
     """A finished store is; another store, a directory, a file and nothing at all are not."""
+    (tmp_path / "ours").mkdir()
     write_matrix(
         tmp_path / "ours", target_layout(3, True, "lz4"), np.ones(5), np.zeros(5, np.int32), 30
     )
