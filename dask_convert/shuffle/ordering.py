@@ -122,9 +122,10 @@ class BlockRecords:
     def _paged_records(self, starts: NDArray[np.uint32]) -> PagedRecords | None:
         """Paged records; None if too many values escape, or a page cannot count its own."""
         bits = payload_bits(self._values)
-        if _count_from(bits, ESCAPE) > bits.size * MAX_ESCAPES:
+        most = int(bits.size * MAX_ESCAPES)
+        escapes = _positions_from(bits, ESCAPE, most)
+        if escapes.size > most:
             return None
-        escapes = _positions_from(bits, ESCAPE)
         records = np.empty(bits.size, np.uint16)
         n_pages = -(-self._row_ends.size // PAGE_ROWS)
         page_ends = np.empty((n_pages, starts.size), np.uint32)
@@ -147,7 +148,7 @@ class BlockRecords:
         return PagedRecords(
             records=records,
             page_counts=np.ascontiguousarray(counts.T, np.uint16),
-            escape_places=_positions_from(records, ESCAPE << 8).astype(np.uint32),
+            escape_places=_positions_from(records, ESCAPE << 8, most).astype(np.uint32),
             escape_values=bits[escapes[by_column]].astype(np.uint16),
         )
 
@@ -172,17 +173,14 @@ def narrowed(values: NDArray[Any], payload: np.dtype[Any]) -> NDArray[Any] | Non
     return narrow if same else None
 
 
-def _count_from(numbers: NDArray[Any], least: int) -> int:
-    """How many are at least that, without a mask as long as they are."""
+def _positions_from(numbers: NDArray[Any], least: int, most: int) -> NDArray[np.int64]:
+    """Where they are at least that, without a mask as long as they are; ends soon after `most`."""
     step = 2**16
-    pieces = (numbers[i : i + step] for i in range(0, numbers.size, step))
-    return sum(int(np.count_nonzero(piece >= least)) for piece in pieces)
-
-
-def _positions_from(numbers: NDArray[Any], least: int) -> NDArray[np.int64]:
-    """Where they are at least that, without a mask as long as they are."""
-    step = 2**16
-    found = [
-        np.flatnonzero(numbers[i : i + step] >= least) + i for i in range(0, numbers.size, step)
-    ]
-    return np.concatenate([np.empty(0, np.int64), *found])
+    found = [np.empty(0, np.int64)]
+    n_found = 0
+    for start in range(0, numbers.size, step):
+        found.append(np.flatnonzero(numbers[start : start + step] >= least) + start)
+        n_found += found[-1].size
+        if n_found > most:
+            break
+    return np.concatenate(found)
