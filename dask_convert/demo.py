@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dask_convert import api
+from dask_convert.conversion.publishing import new_directories
 from dask_convert.display import progress, summary
 from dask_convert.errors import DaskConvertError, TargetError
 from dask_convert.example.synthetic import write_synthetic_h5ad
@@ -41,31 +42,27 @@ def run_demo(
     Raises
     ------
     TargetError
-        The directory exists.
+        The directory exists, or cannot be made.
     DaskConvertError
         The result differs from scipy's.
     """
     if directory.exists():
         msg = f"{directory} exists already: name a directory that does not"
         raise TargetError(msg)
-    try:
-        directory.mkdir(parents=True)
-    except OSError as error:
-        msg = f"cannot make {directory}: {error.strerror}"
-        raise TargetError(msg) from error
-    source, target = directory / "cells.h5ad", directory / "genes.zarr"
-    say(f"1. Making {source}: {n_obs:,} cells x {n_vars:,} genes ...")
-    nnz = write_synthetic_h5ad(source, n_obs=n_obs, n_vars=n_vars)
-    say(f"   {nnz:,} counts, {bytes_text(source.stat().st_size)} on disk")
-    say(f"2. Converting it to {target} ...")
-    shown = progress.for_terminal()
-    result = api.convert(source, target, memory=memory, workers=workers, progress=shown)
-    say(summary.of_result(result))
-    say("3. Comparing every entry with scipy's conversion ...")
-    _compare(source, target)
-    say("   equal, bit by bit")
-    say("4. Reading one gene with anndata ...")
-    say(_read_gene(target))
+    with new_directories(directory):
+        source, target = directory / "cells.h5ad", directory / "genes.zarr"
+        say(f"1. Making {source}: {n_obs:,} cells x {n_vars:,} genes ...")
+        nnz = write_synthetic_h5ad(source, n_obs=n_obs, n_vars=n_vars)
+        say(f"   {nnz:,} counts, {bytes_text(source.stat().st_size)} on disk")
+        say(f"2. Converting it to {target} ...")
+        shown = progress.for_terminal()
+        result = api.convert(source, target, memory=memory, workers=workers, progress=shown)
+        say(summary.of_result(result))
+        say("3. Comparing every entry with scipy's conversion ...")
+        _compare(source, target)
+        say("   equal, bit by bit")
+        say("4. Reading one gene with anndata ...")
+        say(_read_gene(target))
 
 
 def _compare(source: Path, target: Path) -> None:
