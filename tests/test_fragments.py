@@ -43,11 +43,11 @@ class Written:
 
 def write(path: Path, matrix: Csr, column_width: int, *, paged: bool) -> Written:
     """Write a matrix as one row block."""
-    indices, row_ends = matrix.indices.astype(np.int32), matrix.indptr[1:].astype(np.int64)
-    counts = np.bincount(indices, minlength=matrix.shape[1]).astype(np.uint32)
-    ascending, _ = order_and_duplicates(indices, row_ends, matrix.shape[1])
+    columns, row_ends = matrix.indices.astype(np.uint16), matrix.indptr[1:].astype(np.int64)
+    counts = np.bincount(columns, minlength=matrix.shape[1]).astype(np.uint32)
+    ascending, _ = order_and_duplicates(columns, row_ends, matrix.shape[1])
     block = BlockRecords(
-        indices, counts, row_ends, matrix.data.dtype, paged=paged, ascending=ascending
+        columns, counts, row_ends, matrix.data.dtype, paged=paged, ascending=ascending
     )
     block.add(0, matrix.data)
     layout = FragmentLayout(matrix.shape[1], column_width)

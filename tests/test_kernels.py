@@ -25,37 +25,68 @@ from dask_convert.shuffle import kernels, scans
 KERNEL_INDEX_DTYPES = [dtype for dtype in INDEX_DTYPES if dtype != "uint64"]
 
 
+COLUMN_DTYPES = ["uint16", "int32"]
+
+
+@pytest.mark.parametrize("column_dtype", COLUMN_DTYPES)
 @pytest.mark.parametrize("dtype", KERNEL_INDEX_DTYPES)
 @given(st.data())
-def test_check_indices_copies_or_finds_the_first_that_is_out_of_range(
-    dtype: str, data: st.DataObject
+def test_check_and_count_copies_and_counts_or_finds_the_first_that_is_out_of_range(
+    dtype: str, column_dtype: str, data: st.DataObject
 ) -> None:
-    """The oracle is a comparison of every index with the limits."""
-    n_vars = data.draw(st.integers(0, 50))
+    """The oracle is a comparison of every index with the limits, and `bincount`."""
+    n_vars = data.draw(st.integers(1, 50))
     near = st.integers(0 if dtype[0] == "u" else -3, 60)
-    indices = data.draw(npst.arrays(dtype, st.integers(0, 20), elements=near))
-    checked = np.empty(indices.size, np.int32)
+    some = data.draw(npst.arrays(dtype, st.integers(0, 20), elements=near))
+    before = data.draw(st.sampled_from([0, 4090, 8192]))  # slices are looked at by themselves
+    indices = np.concatenate([np.zeros(before, dtype), some])
+    columns, counts = np.empty(indices.size, column_dtype), np.ones(n_vars, np.uint32)
     wrong = np.flatnonzero((indices < 0) | (indices >= n_vars))
-    assert scans.check_indices(indices, n_vars, checked) == (wrong[0] if wrong.size else -1)
+    found = scans.check_and_count(indices, n_vars, columns, counts)
+    assert found == (wrong[0] if wrong.size else -1)
     if not wrong.size:
-        np.testing.assert_array_equal(checked, indices)
+        np.testing.assert_array_equal(columns, indices)
+        np.testing.assert_array_equal(counts, 1 + np.bincount(indices, minlength=n_vars))
 
 
+@pytest.mark.parametrize("column_dtype", COLUMN_DTYPES)
 @pytest.mark.parametrize("dtype", KERNEL_INDEX_DTYPES)
-def test_check_indices_refuses_the_limits_of_every_type(dtype: str) -> None:
+def test_check_and_count_refuses_the_limits_of_every_type(dtype: str, column_dtype: str) -> None:
     """No index wraps round into the valid range, whatever its width."""
     limits = np.iinfo(dtype)
-    for wrong in {int(limits.min), int(limits.max)} - {0}:
-        indices = np.array([0, wrong], dtype)
-        assert scans.check_indices(indices, 7, np.empty(2, np.int32)) == 1
+    for wrong in {int(limits.min), int(limits.max), 2**16, 2**32} - {0}:
+        if limits.min <= wrong <= limits.max:
+            indices, counts = np.array([0, wrong], dtype), np.zeros(7, np.uint32)
+            assert scans.check_and_count(indices, 7, np.empty(2, column_dtype), counts) == 1
 
 
-@given(npst.arrays(np.int32, st.integers(0, 50), elements=st.integers(0, 9)))
-def test_count_columns_adds_to_a_histogram(indices: NDArray[np.int32]) -> None:
-    """Counts are those of `bincount`, on top of what was there."""
-    counts = np.ones(10, np.uint32)
-    scans.count_columns(indices, counts)
-    np.testing.assert_array_equal(counts, 1 + np.bincount(indices, minlength=10))
+@given(st.data())
+def test_find_from_finds_the_first_of_them(data: st.DataObject) -> None:
+    """The oracle is numpy's `flatnonzero`."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    numbers = np.zeros(data.draw(st.sampled_from([0, 1, 255, 256, 257, 1000])), np.uint16)
+    places = rng.integers(0, max(numbers.size, 1), data.draw(st.integers(0, 5)))
+    numbers[places[: numbers.size]] = rng.integers(250, 260, min(places.size, numbers.size))
+    found = np.empty(data.draw(st.integers(0, 6)), np.uint32)
+    expected = np.flatnonzero(numbers >= 255)
+    n_found = scans.find_from(numbers, 255, found)
+    np.testing.assert_array_equal(found[:n_found], expected[: found.size])
+
+
+@given(st.data())
+def test_check_rows_counts_descents_and_repeats_column_by_column(data: st.DataObject) -> None:
+    """The oracle is numpy's `diff`, column by column; the sum does not depend on the order."""
+    rows = data.draw(npst.arrays(np.int32, st.integers(0, 30), elements=st.integers(0, 5)))
+    inner = data.draw(st.lists(st.integers(0, rows.size), max_size=6))
+    ends = np.array([*sorted(inner), rows.size])
+    columns = np.split(rows, ends[:-1])
+    descents = [int((np.diff(column) < 0).sum()) for column in columns]
+    noted = np.zeros(3, np.int64)
+    total = scans.check_rows(rows, ends, noted)
+    assert noted[0] == sum(descents)
+    assert noted[1] == (np.flatnonzero(descents)[0] if any(descents) else 0)
+    assert noted[2] == sum(int((np.diff(column) == 0).sum()) for column in columns)
+    assert total == scans.check_rows(np.sort(rows), np.array([rows.size]), np.zeros(3, np.int64))
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", "i4", "i8", "u4", "u8"])
@@ -74,7 +105,8 @@ def test_narrow_to_uint16_says_yes_exactly_if_every_bit_comes_back(
     bits = values.view(f"u{dtype[1]}")
     narrowed = np.empty(size, np.uint16)
     fits = bool(np.isin(bits, fitting.view(bits.dtype)).all())
-    assert scans.narrow_to_uint16(values, bits, narrowed) == fits
+    top = values.dtype.type(65_535).view(bits.dtype)
+    assert scans.narrow_to_uint16(values, bits, top, narrowed) == fits
     if fits:
         assert_same_bits(narrowed.astype(dtype), values)
 

@@ -37,17 +37,17 @@ def _load_kernels() -> None:
     """
     unneeded = "scipy.linalg"
     sys.modules.setdefault(unneeded, None)  # type: ignore[arg-type]  # makes importing it fail
-    indices, words = np.empty(0, np.int32), np.empty(0, np.uint32)
+    rows, words = np.empty(0, np.int32), np.empty(0, np.uint32)
     small, row_ends = np.empty(0, np.uint16), np.empty(0, np.int64)
-    values = np.empty(0, np.float64)
-    scans.check_indices(indices, 0, indices)
-    scans.count_columns(indices, words)
-    scans.narrow_to_uint16(values, values.view(np.uint64), small)
-    scans.count_descents(indices)
-    kernels.scatter_paged(indices, small, words, row_ends, 1, words, words.reshape(0, 0), small)
-    scans.check_row_order(indices, row_ends, row_ends)
-    scans.sum_rows(indices)
-    kernels.place_paged(small, small.reshape(0, 0), row_ends, 0, 0, indices, small)
+    bits = np.empty(0, np.uint64)
+    scans.check_and_count(rows, 0, small, words)
+    scans.count_descents(small)
+    scans.narrow_to_uint16(bits.view(np.float64), bits, np.uint64(0), small)
+    scans.find_from(small, 0, words)
+    kernels.scatter_paged(small, small, words, row_ends, 1, words, words.reshape(0, 0), small)
+    kernels.place_paged(small, small.reshape(0, 0), row_ends, 0, 0, rows, small)
+    scans.check_rows(rows, row_ends, row_ends)
+    scans.sum_counted_rows(0, row_ends, 0)
     if sys.modules[unneeded] is None:
         del sys.modules[unneeded]
 

@@ -33,7 +33,7 @@ from dask_convert.shuffle.findings import (
     first_unusual,
     value_findings,
 )
-from dask_convert.shuffle.ordering import BlockRecords
+from dask_convert.shuffle.ordering import BlockRecords, Columns
 from dask_convert.shuffle.placing import RegionEntries
 from dask_convert.shuffle.row_checks import expected_row_sum, region_check
 
@@ -54,38 +54,37 @@ def split(job: Job, number: int) -> SplitReport:
     block = plan.blocks[number]
     meters = Meters()
     row_ends = _row_ends(job, block)
-    indices = np.empty(block.nnz, np.int32)
+    columns = np.empty(block.nnz, memory.column_dtype(plan.source.n_vars))
     counts = np.zeros(plan.source.n_vars, np.uint32)
     for position, piece in _pieces(job, "indices", block, meters):
         with meters.step("check and count"):
-            checked = indices[position : position + piece.size]
-            _check_columns(plan, block, row_ends, position, piece, checked)
-            scans.count_columns(checked, counts)
+            own = columns[position : position + piece.size]
+            _check_and_count(plan, block, row_ends, position, piece, own, counts)
     data_dtype = native_dtype(plan.source.data.dtype)
     with meters.step("check and count"):
-        ascending, duplicates = order_and_duplicates(indices, row_ends, plan.source.n_vars)
+        ascending, duplicates = order_and_duplicates(columns, row_ends, plan.source.n_vars)
     found = Findings(duplicate_nnz=duplicates)
     strict = job.conversion.settings.strict
     if strict and duplicates:
-        raise StrictError(_duplicate(plan, block, row_ends, indices))
+        raise StrictError(_duplicate(plan, block, row_ends, columns))
     records = BlockRecords(
-        indices, counts, row_ends, data_dtype, paged=plan.paged, ascending=ascending
+        columns, counts, row_ends, data_dtype, paged=plan.paged, ascending=ascending
     )
     policy = _DtypePolicy(job, data_dtype)
     digest = _BlockDigest(job, plan.source, block) if job.conversion.settings.verify else None
     for position, piece in _pieces(job, "data", block, meters):
         if digest:
             with meters.step("digest"):
-                digest.add(indices, position, piece, row_ends)
+                digest.add(columns, position, piece, row_ends)
         with meters.step("narrow"):
             found += value_findings(records.add(position, piece))
         if strict and (unusual := first_unusual(piece)) >= 0:
-            what = _entry(plan, block, row_ends, indices, position + unusual, piece[unusual])
+            what = _entry(plan, block, row_ends, columns, position + unusual, piece[unusual])
             msg = f"{what}: a zero, NaN or infinite entry, which --strict refuses; remove it"
             raise StrictError(msg)
         changed = policy.check(piece, records.payload)
         if changed >= 0:
-            what = _entry(plan, block, row_ends, indices, position + changed, piece[changed])
+            what = _entry(plan, block, row_ends, columns, position + changed, piece[changed])
             msg = f"{what}: {policy.requested} cannot hold it exactly; choose another data_dtype"
             raise DtypeError(msg)
     with meters.step("order"):
@@ -198,16 +197,16 @@ class _BlockDigest:
 
     def add(
         self,
-        indices: NDArray[np.int32],
+        columns: Columns,
         position: int,
         values: NDArray[Any],
         row_ends: NDArray[np.int64],
     ) -> None:
-        """Add a piece of the values, with the indices that they belong to."""
+        """Add a piece of the values, with the columns that they belong to."""
         stop = position + values.size
         low, high = np.searchsorted(row_ends, [position, stop - 1], side="right")
         ends = row_ends[low : high + 1] - position
-        self._digest.add(indices[position:stop], values, self._first_row + int(low), ends)
+        self._digest.add(columns[position:stop], values, self._first_row + int(low), ends)
 
     def save(self, number: int) -> None:
         """Publish what the block came to."""
@@ -295,17 +294,18 @@ def _pieces(job: Job, member: str, block: RowBlock, meters: Meters) -> Iterator[
         raise SourceError(msg)
 
 
-def _check_columns(
+def _check_and_count(
     plan: MatrixPlan,
     block: RowBlock,
     row_ends: NDArray[np.int64],
     position: int,
     piece: NDArray[Any],
-    checked: NDArray[np.int32],
+    columns: Columns,
+    counts: NDArray[np.uint32],
 ) -> None:
-    """Copy a piece of the indices into the block's, or refuse it."""
+    """Copy a piece of the indices into the block's columns and count them, or refuse it."""
     signed = piece.view(np.int64) if piece.dtype == np.uint64 else piece
-    bad = scans.check_indices(signed, plan.source.n_vars, checked)
+    bad = scans.check_and_count(signed, plan.source.n_vars, columns, counts)
     if bad < 0:
         return
     at = position + bad
@@ -319,13 +319,13 @@ def _check_columns(
 
 
 def _duplicate(
-    plan: MatrixPlan, block: RowBlock, row_ends: NDArray[np.int64], indices: NDArray[np.int32]
+    plan: MatrixPlan, block: RowBlock, row_ends: NDArray[np.int64], columns: Columns
 ) -> str:
     """The message about the first entry that is not the first of its row and column."""
-    at = first_duplicate(indices, row_ends, plan.source.n_vars)
+    at = first_duplicate(columns, row_ends, plan.source.n_vars)
     row = block.start + int(np.searchsorted(row_ends, at, side="right"))
     return (
-        f"{plan.source.path}/indices[{block.start_nnz + at}] is {indices[at]}, in row {row}, which "
+        f"{plan.source.path}/indices[{block.start_nnz + at}] is {columns[at]}, in row {row}, which "
         "has that column already, and --strict refuses duplicates; add them up in the source"
     )
 
@@ -341,11 +341,11 @@ def _entry(
     plan: MatrixPlan,
     block: RowBlock,
     row_ends: NDArray[np.int64],
-    indices: NDArray[np.int32],
+    columns: Columns,
     at: int,
     value: Any,
 ) -> str:
     """The begin of a message about a value."""
     row = block.start + int(np.searchsorted(row_ends, at, side="right"))
     where = f"{plan.source.path}/data[{block.start_nnz + at}]"
-    return f"{where} is {value!r}, in row {row}, column {indices[at]}"
+    return f"{where} is {value!r}, in row {row}, column {columns[at]}"

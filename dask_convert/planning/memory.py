@@ -37,14 +37,20 @@ def row_dtype(n_obs: int) -> np.dtype[np.signedinteger]:
     return np.dtype(np.int32 if n_obs <= np.iinfo(np.int32).max else np.int64)
 
 
+def column_dtype(n_vars: int) -> np.dtype[np.integer]:
+    """The type that a row block keeps its columns in: uint16 while they fit, else int32."""
+    return np.dtype(np.uint16 if n_vars <= 2**16 else np.int32)
+
+
 def split_bytes(source: MatrixSource, block_nnz: int, block_rows: int, column_width: int) -> int:
     """Peak bytes of one split task, without the process itself.
 
-    Indices and records of the block; the inflated chunk with its compressed and converted
+    Columns, values and records of the block; the inflated chunk with its compressed and converted
     copies; the per-column tables; one fragment while it is encoded.
     """
     record = widest_record_bytes(source)
-    per_entry = 4 + native_dtype(source.data.dtype).itemsize + record
+    column = column_dtype(source.n_vars).itemsize
+    per_entry = column + native_dtype(source.data.dtype).itemsize + record
     pages = -(-block_rows // PAGE_ROWS)
     tables = (24 + 8 * pages) * source.n_vars + 24 * (block_rows + 1)
     chunks = 4 * _piece_bytes(source, "data") + 4 * _piece_bytes(source, "indices")

@@ -204,7 +204,7 @@ def _signed(minors: NDArray[np.integer[Any]]) -> NDArray[np.signedinteger[Any]]:
     """Indices as int32 or int64; those too large for either become negative."""
     if minors.dtype in (np.int32, np.int64):
         return np.ascontiguousarray(minors)
-    return minors.astype(np.int64)
+    return minors.astype(np.int32 if minors.dtype == np.uint16 else np.int64)
 
 
 def _shift(length: int) -> int:

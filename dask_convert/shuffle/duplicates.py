@@ -6,6 +6,8 @@ before it. Where they don't, a second pass remembers the last row of every colum
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,13 +15,13 @@ from dask_convert.shuffle import scans
 
 
 def order_and_duplicates(
-    indices: NDArray[np.int32], row_ends: NDArray[np.int64], n_vars: int
+    columns: NDArray[np.integer[Any]], row_ends: NDArray[np.int64], n_vars: int
 ) -> tuple[bool, int]:
     """Whether columns ascend within all rows, and how many entries are duplicates; O(n).
 
     Parameters
     ----------
-    indices
+    columns
         Columns of all entries of a row block, checked.
     row_ends
         Where each row ends within the block.
@@ -27,16 +29,18 @@ def order_and_duplicates(
         Columns of the matrix.
     """
     starts = row_ends[:-1]
-    starts = starts[(starts > 0) & (starts < indices.size)]
+    starts = starts[(starts > 0) & (starts < columns.size)]
     starts = starts[np.diff(starts, prepend=0) > 0]  # each once, however many rows are empty
-    descents, repeats = scans.count_descents(indices)
-    firsts, before = indices[starts], indices[starts - 1]
+    descents, repeats = scans.count_descents(columns)
+    firsts, before = columns[starts], columns[starts - 1]
     if descents == np.count_nonzero(firsts < before):
         return True, repeats - int(np.count_nonzero(firsts == before))
     last_rows = np.full(n_vars, -1, np.int32)
-    return False, scans.count_repeats(indices, row_ends, last_rows)[0]
+    return False, scans.count_repeats(columns, row_ends, last_rows)[0]
 
 
-def first_duplicate(indices: NDArray[np.int32], row_ends: NDArray[np.int64], n_vars: int) -> int:
+def first_duplicate(
+    columns: NDArray[np.integer[Any]], row_ends: NDArray[np.int64], n_vars: int
+) -> int:
     """Position of the first entry with row and column of an earlier one, or -1; O(n)."""
-    return int(scans.count_repeats(indices, row_ends, np.full(n_vars, -1, np.int32))[1])
+    return int(scans.count_repeats(columns, row_ends, np.full(n_vars, -1, np.int32))[1])

@@ -1,7 +1,7 @@
 """The loops that move entries: scatter a row block into column order, place records in a region.
 
-An index reaches `scatter_words`, `scatter_wide` or `scatter_paged` only after
-`scans.check_indices` has passed it. See `dask_convert.shuffle.compiling` for what holds for all.
+A column reaches `scatter_words`, `scatter_wide` or `scatter_paged` only after
+`scans.check_and_count` has passed it. See `dask_convert.shuffle.compiling` for what holds for all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _U = NDArray[np.unsignedinteger[Any]]
 
 @kernel
 def scatter_words(
-    indices: NDArray[np.int32],
+    columns: NDArray[np.integer[Any]],
     payload: _U,
     next_entries: NDArray[np.uint32],
     row_ends: NDArray[np.int64],
@@ -35,7 +35,7 @@ def scatter_words(
 
     Parameters
     ----------
-    indices, payload
+    columns, payload
         Columns and payload bits of all entries.
     next_entries, row_ends
         Where each row begins, and ends, in the block. The former is used up.
@@ -54,7 +54,7 @@ def scatter_words(
             k = np.uint64(next_entries[row])
             end = np.uint64(row_ends[row])
             while k < end:
-                column = np.uint32(indices[k])
+                column = np.uint32(columns[k])
                 if column >= stop:
                     break
                 place = cursors[column]
@@ -66,7 +66,7 @@ def scatter_words(
 
 @kernel
 def scatter_wide(
-    indices: NDArray[np.int32],
+    columns: NDArray[np.integer[Any]],
     payload: _U,
     row_ends: NDArray[np.int64],
     cursors: NDArray[np.uint32],
@@ -76,7 +76,7 @@ def scatter_wide(
     k = 0
     for row in range(row_ends.size):
         while k < row_ends[row]:
-            column = np.uint32(indices[k])
+            column = np.uint32(columns[k])
             place = cursors[column]
             cursors[column] = place + np.uint32(1)
             records[place, 0] = np.uint64(row)
@@ -87,7 +87,7 @@ def scatter_wide(
 
 @kernel
 def scatter_paged(
-    indices: NDArray[np.int32],
+    columns: NDArray[np.integer[Any]],
     payload: _U,
     next_entries: NDArray[np.uint32],
     row_ends: NDArray[np.int64],
@@ -110,7 +110,7 @@ def scatter_paged(
             end = np.uint64(row_ends[row])
             row_in_page = np.uint32(row) & last_in_page
             while k < end:
-                column = np.uint32(indices[k])
+                column = np.uint32(columns[k])
                 if column >= tile_end:
                     break
                 place = cursors[column]

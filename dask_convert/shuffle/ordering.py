@@ -24,6 +24,8 @@ from dask_convert.planning.records import (
 from dask_convert.shuffle import kernels, scans
 from dask_convert.shuffle.pages import ESCAPE, MAX_ESCAPES, PagedRecords
 
+Columns = NDArray[np.uint16] | NDArray[np.int32]
+
 _TILE_COLUMNS = 512
 """Columns that are written to at a time: their places and cursors fit a second-level cache."""
 
@@ -33,8 +35,8 @@ class BlockRecords:
 
     Parameters
     ----------
-    indices
-        Columns of all entries of the block, checked; shape (nnz,), int32.
+    columns
+        Columns of all entries of the block, checked; shape (nnz,), of `memory.column_dtype`.
     counts
         Entries of each column; shape (n_vars,), uint32.
     row_ends
@@ -54,7 +56,7 @@ class BlockRecords:
 
     def __init__(
         self,
-        indices: NDArray[np.int32],
+        columns: Columns,
         counts: NDArray[np.uint32],
         row_ends: NDArray[np.int64],
         data_dtype: np.dtype[Any],
@@ -63,12 +65,12 @@ class BlockRecords:
         ascending: bool,
     ) -> None:
         self._ascending = ascending
-        self._indices = indices
+        self._columns = columns
         self._counts = counts
         self._row_ends = row_ends
         self._paged = paged
         self._wider = list(payload_dtypes(data_dtype))
-        self._values = np.empty(indices.size, self._wider.pop(0))
+        self._values = np.empty(columns.size, self._wider.pop(0))
 
     @property
     def payload(self) -> np.dtype[Any]:
@@ -81,12 +83,12 @@ class BlockRecords:
 
         Returns the same values in the payload's type.
         """
-        while (narrow := narrowed(values, self.payload)) is None:
+        places = slice(position, position + values.size)
+        while not narrow_into(self._values[places], values):
             wider = np.empty(self._values.size, self._wider.pop(0))
             wider[:position] = self._values[:position]
             self._values = wider
-        self._values[position : position + values.size] = narrow
-        return narrow
+        return self._values[places]
 
     def records(self) -> PagedRecords | Records:
         """All records, once all values were added.
@@ -97,18 +99,18 @@ class BlockRecords:
         starts = (ends - self._counts).astype(np.uint32)
         n_words = record_words(self.payload)
         if n_words > 1:
-            shape = (self._indices.size, n_words)
+            shape = (self._columns.size, n_words)
             records: Records = np.empty(shape, np.uint64)
             bits = payload_bits(self._values)
-            kernels.scatter_wide(self._indices, bits, self._row_ends, starts, records)
+            kernels.scatter_wide(self._columns, bits, self._row_ends, starts, records)
             return records
         if self._paged and self.payload.itemsize <= 2:
             paged = self._paged_records(starts)
             if paged is not None:
                 return paged
-        records = np.empty(self._indices.size, word_dtype(self.payload))
+        records = np.empty(self._columns.size, word_dtype(self.payload))
         kernels.scatter_words(
-            self._indices,
+            self._columns,
             payload_bits(self._values),
             self._row_starts(),
             self._row_ends,
@@ -123,14 +125,14 @@ class BlockRecords:
         """Paged records; None if too many values escape, or a page cannot count its own."""
         bits = payload_bits(self._values)
         most = int(bits.size * MAX_ESCAPES)
-        escapes = _positions_from(bits, ESCAPE, most)
+        escapes = _found_from(bits, ESCAPE, most + 1)
         if escapes.size > most:
             return None
         records = np.empty(bits.size, np.uint16)
         n_pages = -(-self._row_ends.size // PAGE_ROWS)
         page_ends = np.empty((n_pages, starts.size), np.uint32)
         kernels.scatter_paged(
-            self._indices,
+            self._columns,
             bits,
             self._row_starts(),
             self._row_ends,
@@ -144,11 +146,11 @@ class BlockRecords:
             return None
         # Entries are in row order, records in column order, and neither changes the order of
         # entries that agree in the other: sorting escapes by column pairs them with their places.
-        by_column = np.argsort(self._indices[escapes], kind="stable")
+        by_column = np.argsort(self._columns[escapes], kind="stable")
         return PagedRecords(
             records=records,
             page_counts=np.ascontiguousarray(counts.T, np.uint16),
-            escape_places=_positions_from(records, ESCAPE << 8, most).astype(np.uint32),
+            escape_places=_found_from(records, ESCAPE << 8, most),
             escape_values=bits[escapes[by_column]].astype(np.uint16),
         )
 
@@ -159,28 +161,24 @@ class BlockRecords:
         return _TILE_COLUMNS if self._ascending else self._counts.size
 
 
-def narrowed(values: NDArray[Any], payload: np.dtype[Any]) -> NDArray[Any] | None:
-    """The values in a narrower type if every one of them comes back bit by bit, else None."""
-    if payload == values.dtype:
-        return values
+def narrow_into(narrow: NDArray[Any], values: NDArray[Any]) -> bool:
+    """Copy values to a narrower type; False if some would not come back bit by bit.
+
+    What `narrow` holds then is of no use.
+    """
+    if narrow.dtype == values.dtype:
+        narrow[:] = values
+        return True
     bits = values.view(f"u{values.itemsize}")
-    if payload == np.uint16:
-        small = np.empty(values.size, np.uint16)
-        return small if scans.narrow_to_uint16(values, bits, small) else None
+    if narrow.dtype == np.uint16:
+        top = values.dtype.type(65_535).view(bits.dtype)
+        return bool(scans.narrow_to_uint16(values, bits, top, narrow))
     with np.errstate(all="ignore"):
-        narrow = values.astype(payload)
-        same = np.array_equal(narrow.astype(values.dtype).view(bits.dtype), bits)
-    return narrow if same else None
+        narrow[:] = values
+        return np.array_equal(narrow.astype(values.dtype).view(bits.dtype), bits)
 
 
-def _positions_from(numbers: NDArray[Any], least: int, most: int) -> NDArray[np.int64]:
-    """Where they are at least that, without a mask as long as they are; ends soon after `most`."""
-    step = 2**16
-    found = [np.empty(0, np.int64)]
-    n_found = 0
-    for start in range(0, numbers.size, step):
-        found.append(np.flatnonzero(numbers[start : start + step] >= least) + start)
-        n_found += found[-1].size
-        if n_found > most:
-            break
-    return np.concatenate(found)
+def _found_from(numbers: NDArray[Any], least: int, most: int) -> NDArray[np.uint32]:
+    """Positions of the first numbers that are at least that."""
+    found = np.empty(most, np.uint32)
+    return found[: scans.find_from(numbers, least, found)].copy()

@@ -39,8 +39,9 @@ def region_check(
         They descend within a column.
     """
     inside = np.clip(ends, 0, rows.size)
-    found = np.zeros(2, np.int64)
-    if scans.check_row_order(rows, inside, found):
+    found = np.zeros(3, np.int64)
+    row_sum = int(scans.check_rows(rows, inside, found))
+    if found[0]:
         msg = (
             f"{matrix}, region {region}, column {first_column + int(found[1])}: rows do not "
             "ascend: an error of this program or of this machine's memory; nothing was published"
@@ -49,8 +50,8 @@ def region_check(
     first = int(np.searchsorted(inside, 0, side="right"))
     last = int(np.searchsorted(inside, rows.size - 1, side="right"))
     return RegionCheck(
-        int(scans.sum_rows(rows)),
-        int(found[0]),
+        row_sum,
+        int(found[2]),
         first_column + first,
         first_column + last,
         int(rows[0]),

@@ -1,7 +1,6 @@
 """The loops that look at entries: check, count, narrow, sum. They move nothing.
 
-An index reaches `count_columns` only after `check_indices` has passed it. See
-`dask_convert.shuffle.compiling` for what holds for all.
+See `dask_convert.shuffle.compiling` for what holds for all.
 """
 
 from __future__ import annotations
@@ -13,72 +12,117 @@ from numpy.typing import NDArray
 
 from dask_convert.shuffle.compiling import kernel
 
+_I = NDArray[np.integer[Any]]
 _U = NDArray[np.unsignedinteger[Any]]
 
 
 @kernel
-def check_indices(
-    indices: NDArray[np.integer[Any]], n_vars: int, checked: NDArray[np.int32]
-) -> int:
-    """Copy column indices to int32, each within ``[0, n_vars)``; O(n).
+def check_and_count(indices: _I, n_vars: int, columns: _I, counts: NDArray[np.uint32]) -> int:
+    """Copy column indices, each within ``[0, n_vars)``, and count them; O(n).
 
-    Returns the position of the first that is not, or -1. `checked` (same length) holds
-    unusable values if there is one.
+    Returns the position of the first that is not within, or -1. Each slice is checked before it
+    is counted, and still lies in the first-level cache then.
+
+    Parameters
+    ----------
+    indices
+        As they are stored, signed or of at most 32 bits.
+    n_vars
+        Number of columns.
+    columns
+        Are given the indices; of a type that holds ``n_vars - 1``. Unusable if one is not within.
+    counts
+        Occurrences of each column; added to.
     """
-    bad = False
-    for k in range(indices.size):
-        index = indices[k]
-        bad |= (index < 0) | (index >= n_vars)
-        checked[k] = index
-    if bad:
-        for k in range(indices.size):
-            if indices[k] < 0 or indices[k] >= n_vars:
-                return k
+    for start in range(0, indices.size, 4096):
+        own = indices[start : start + 4096]
+        checked = columns[start : start + 4096]
+        bad = False
+        for k in range(own.size):
+            index = own[k]
+            bad |= (index < 0) | (index >= n_vars)
+            checked[k] = index
+        if bad:
+            for k in range(own.size):
+                if own[k] < 0 or own[k] >= n_vars:
+                    return start + k
+        for k in range(own.size):
+            counts[np.uint32(checked[k])] += np.uint32(1)
     return -1
 
 
 @kernel
-def count_columns(indices: NDArray[np.int32], counts: NDArray[np.uint32]) -> None:
-    """Add to ``counts[j]`` the occurrences of column ``j``; O(n)."""
-    for k in range(indices.size):
-        counts[np.uint32(indices[k])] += np.uint32(1)
-
-
-@kernel
-def narrow_to_uint16(values: NDArray[Any], bits: _U, narrowed: NDArray[np.uint16]) -> bool:
+def narrow_to_uint16(
+    values: NDArray[Any], bits: _U, top: np.unsignedinteger[Any], narrowed: NDArray[np.uint16]
+) -> bool:
     """Copy values to uint16; False where one of them would not come back bit by bit; O(n).
 
-    `values` are of a 4- or 8-byte real type, `bits` the same memory as unsigned integers
-    (so that −0.0 and NaN are told from what they compare equal to, or do not).
+    Numbers that are not negative are ordered as their bits are, of integers and of floats, and
+    all others (−0.0 and NaN too) have greater bits. What is left to find out is whether a number
+    has a fraction.
+
+    Parameters
+    ----------
+    values
+        Of a real type of 4 or 8 bytes.
+    bits
+        The same memory as unsigned integers.
+    top
+        The bits of 65,535 in that type.
+    narrowed
+        Are given the values; unusable where the answer is no.
     """
-    bad = False
-    zero = values.dtype.type(0)
-    top = values.dtype.type(65535)
+    greatest = bits.dtype.type(0)
+    for k in range(bits.size):
+        greatest = max(greatest, bits[k])
+    if greatest > top:
+        return False
+    whole = True
     for k in range(values.size):
-        value = values[k]
-        inside = (value >= zero) & (value <= top)
-        # A cast from outside the range is undefined: give it zero and remember.
-        small = np.uint16(value if inside else zero)
-        narrowed[k] = small
-        bad |= (not inside) | (values.dtype.type(small) != value)
-        bad |= (small == 0) & (bits[k] != 0)
-    return not bad
+        number = np.int32(values[k])
+        narrowed[k] = number
+        whole &= values.dtype.type(number) == values[k]
+    return whole
 
 
 @kernel
-def count_descents(indices: NDArray[np.int32]) -> tuple[int, int]:
+def find_from(numbers: _U, least: int, found: NDArray[np.uint32]) -> int:
+    """Positions of numbers that are at least `least`, ascending; O(n).
+
+    Returns how many were found: as many as `found` has room for, at most. They are expected to
+    be rare: a slice that has none is only looked at.
+    """
+    n_found = 0
+    for start in range(0, numbers.size, 256):
+        own = numbers[start : start + 256]
+        some = False
+        for k in range(own.size):
+            some |= own[k] >= least
+        if not some:
+            continue
+        if n_found == found.size:
+            break
+        for k in range(own.size):
+            if own[k] >= least and n_found < found.size:
+                found[n_found] = start + k
+                n_found += 1
+    return n_found
+
+
+@kernel
+def count_descents(columns: _I) -> tuple[int, int]:
     """How many elements are less than the one before, and how many equal it; O(n)."""
     descents = 0
     repeats = 0
-    for k in range(1, indices.size):
-        descents += indices[k] < indices[k - 1]
-        repeats += indices[k] == indices[k - 1]
+    for k in range(1, columns.size):
+        descents += columns[k] < columns[k - 1]
+        repeats += columns[k] == columns[k - 1]
     return descents, repeats
 
 
 @kernel
 def count_repeats(
-    indices: NDArray[np.int32], row_ends: NDArray[np.int64], last_rows: NDArray[np.int32]
+    columns: _I, row_ends: NDArray[np.int64], last_rows: NDArray[np.int32]
 ) -> tuple[int, int]:
     """How many entries have the row and column of an earlier one, and where the first is; O(n).
 
@@ -90,7 +134,7 @@ def count_repeats(
     k = 0
     for row in range(row_ends.size):
         while k < row_ends[row]:
-            column = np.uint32(indices[k])
+            column = np.uint32(columns[k])
             if last_rows[column] == row:
                 first = k if repeats == 0 else first
                 repeats += 1
@@ -137,15 +181,6 @@ def _mixed(row: np.uint64) -> np.uint64:
 
 
 @kernel
-def sum_rows(rows: NDArray[np.signedinteger[Any]]) -> np.uint64:
-    """Sum of the mix of each row; O(n)."""
-    total = np.uint64(0)
-    for i in range(rows.size):
-        total += _mixed(np.uint64(rows[i]))
-    return total
-
-
-@kernel
 def sum_counted_rows(first_row: int, row_ends: NDArray[np.int64], start_nnz: int) -> np.uint64:
     """Sum of the mix of each row times its entries; O(rows)."""
     total = np.uint64(0)
@@ -157,10 +192,10 @@ def sum_counted_rows(first_row: int, row_ends: NDArray[np.int64], start_nnz: int
 
 
 @kernel
-def check_row_order(
+def check_rows(
     rows: NDArray[np.signedinteger[Any]], ends: NDArray[np.int64], noted: NDArray[np.int64]
-) -> int:
-    """Count descents within columns and repeated rows; O(n).
+) -> np.uint64:
+    """Sum of the mix of each row; counts descents within columns and repeated rows; O(n).
 
     Parameters
     ----------
@@ -169,20 +204,23 @@ def check_row_order(
     ends
         Where each column ends in it, the last at ``rows.size``.
     noted
-        Is given the number of repeated rows, and the column of the first descent.
+        Is given the number of descents, the column of the first, and the number of repeated rows.
     """
-    descents = 0
+    total = np.uint64(0)
     start = 0
     for column in range(ends.size):
         own = rows[start : ends[column]]
-        found = 0
+        descents = 0
         repeated = 0
+        if own.size:
+            total += _mixed(np.uint64(own[0]))
         for i in range(1, own.size):
-            found += own[i] < own[i - 1]
+            descents += own[i] < own[i - 1]
             repeated += own[i] == own[i - 1]
-        if found and not descents:
+            total += _mixed(np.uint64(own[i]))
+        if descents and not noted[0]:
             noted[1] = column
-        descents += found
-        noted[0] += repeated
+        noted[0] += descents
+        noted[2] += repeated
         start = ends[column]
-    return descents
+    return total
