@@ -9,11 +9,13 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from dask_convert.errors import FragmentError
 from dask_convert.files.scratch import published, visible, write_all
@@ -23,25 +25,29 @@ from dask_convert.planning.memory import FILES_AHEAD, READ_PIECE_BYTES
 from dask_convert.planning.records import Records
 from dask_convert.shuffle.fragments import (
     TABLE_DTYPE,
+    Bytes,
     Counts,
     Head,
+    RecordKind,
     decode_fixed,
-    decode_fragment,
     decode_head,
-    encode_fragments,
+    decode_paged,
+    decode_words,
     encode_head,
+    encode_indexes,
+    encode_records,
     fragment_checksum,
 )
 from dask_convert.shuffle.pages import PagedRecords
 
 
 class Fragment(msgspec.Struct, frozen=True):
-    """One fragment, read and checked.
+    """A fragment, or several that lie next to each other, read and checked.
 
     Attributes
     ----------
     columns
-        The column range it covers.
+        The columns that it covers.
     counts
         Entries of each of these columns; uint32.
     payload
@@ -63,7 +69,7 @@ def write_fragment_file(
     counts: Counts,
     payload: np.dtype[Any],
 ) -> int:
-    """Write a row block's fragments: room for the head, the fragments, then the head.
+    """Write a row block's fragments: room for the head, indexes, records, then the head.
 
     Nothing is fsynced: what a loss of power leaves of the file is found out by its checksums,
     and made again.
@@ -72,22 +78,25 @@ def write_fragment_file(
     -------
         Bytes written.
     """
-    table = np.zeros(layout.n_ranges, TABLE_DTYPE)
     n_pages = records.page_counts.shape[1] if isinstance(records, PagedRecords) else 0
-    end = 0
+    kind = RecordKind(n_pages, payload)
+    indexes = list(encode_indexes(records, counts, layout.column_width))
+    table = np.zeros(layout.n_ranges, TABLE_DTYPE)
+    table["index_end"] = np.cumsum([index.size for index in indexes], dtype=np.uint64)
+    kind_checksum, end = kind.checksum(), 0
     with published(path, "fragment") as file:
         file.seek(layout.head_bytes)
-        for number, parts in enumerate(encode_fragments(records, counts, layout.column_width)):
-            columns = layout.column_range(number)
-            end += sum(map(len, parts))
-            own = counts[columns.start : columns.stop]
-            table[number] = (end, fragment_checksum((n_pages, payload), own, *parts))
-            for part in parts:
-                write_all(file, part)
+        for index in indexes:
+            write_all(file, index)
+        for number, encoded in enumerate(encode_records(records, counts, layout.column_width)):
+            end += encoded.size
+            checksum = fragment_checksum(kind_checksum, indexes[number], encoded)
+            table[number] = (table["index_end"][number], end, checksum)
+            write_all(file, encoded)
         file.seek(0)
         nnz = int(counts.sum(dtype=np.int64))
-        write_all(file, encode_head(layout, Head(nnz, n_pages, payload, counts, table)))
-    return layout.head_bytes + end
+        write_all(file, encode_head(layout, Head(nnz, kind, counts, table)))
+    return layout.head_bytes + sum(index.size for index in indexes) + end
 
 
 def open_ahead(
@@ -130,6 +139,15 @@ def _ahead(files: Iterator[FragmentFile]) -> Iterator[FragmentFile]:
         if len(taken) > FILES_AHEAD:
             yield taken.popleft()
     yield from taken
+
+
+class _Piece(NamedTuple):
+    """Fragments that were read at once: their numbers, index and records of each, all records."""
+
+    numbers: range
+    indexes: list[Bytes]
+    records: list[Bytes]
+    encoded: Bytes
 
 
 class FragmentFile:
@@ -178,7 +196,8 @@ class FragmentFile:
             It is damaged or cut short, or has other entries.
         """
         with self._blamed():
-            head = decode_head(self._layout, self._read(0, self._layout.head_bytes), self._name)
+            encoded = self._read(0, self._layout.head_bytes).tobytes()
+            head = decode_head(self._layout, encoded, self._name)
             counted = int(head.counts.sum(dtype=np.int64))
             if nnz is not None and (head.nnz != nnz or counted != nnz):
                 msg = f"{self._name}: holds {head.nnz} entries, the plan says {nnz}"
@@ -198,21 +217,14 @@ class FragmentFile:
             return
         self.expect(range(self._layout.n_ranges)).locate()
         with self._blamed():
-            for number, own, encoded in self._encoded():
-                if fragment_checksum(self._kind, own, encoded) != int(self._checksums[number]):
-                    msg = f"{self._name}, fragment {number}: the checksum does not match"
-                    raise FragmentError(msg)
+            for _ in self._pieces():
+                pass
 
     def expect(self, numbers: range) -> Self:
         """Say which consecutive column ranges will be read; their part of the head is fetched."""
-        layout = self._layout
         self._numbers = numbers
-        self._columns = slice(
-            layout.column_range(numbers[0]).start, layout.column_range(numbers[-1]).stop
-        )
         will_need(self._descriptor, 0, FRAGMENT_FIXED_BYTES)
-        for start, size in (self._counts_place(), self._table_place()):
-            will_need(self._descriptor, start, size)
+        will_need(self._descriptor, *self._table_place())
         return self
 
     def locate(self) -> Self:
@@ -224,24 +236,19 @@ class FragmentFile:
             The head is damaged.
         """
         with self._blamed():
-            _, n_pages, payload = decode_fixed(self._read(0, FRAGMENT_FIXED_BYTES), self._name)
-            self._kind = n_pages, payload
-            self._counts = np.frombuffer(self._read(*self._counts_place()), "<u4")
-            table = np.frombuffer(self._read(*self._table_place()), TABLE_DTYPE)
-            ends = table["end"].astype(np.int64)
-            if not self._numbers[0]:  # else the first row is of the fragment before
-                ends = np.concatenate([[0], ends])
-            self._ends = ends
-            self._checksums = table["crc32c"][-len(self._numbers) :]
-            if ends[0] < 0 or np.any(np.diff(ends) < 0):
-                msg = f"{self._name}: its table of fragments descends: the file was damaged"
-                raise FragmentError(msg)
-            start = self._layout.head_bytes + int(ends[0])
-            will_need(self._descriptor, start, int(ends[-1] - ends[0]))
+            fixed = decode_fixed(self._read(0, FRAGMENT_FIXED_BYTES).tobytes(), self._name)
+            table = self._read(*self._table_place()).view(TABLE_DTYPE)
+            starts = self._layout.head_bytes, self._layout.head_bytes + fixed.index_bytes
+            self._kind = fixed.kind
+            self._checksums = table["crc32c"][-len(self._numbers) :].tolist()
+            self._index_ends = self._ends_in_file(table["index_end"], starts[0])
+            self._ends = self._ends_in_file(table["end"], starts[1])
+            for ends in (self._index_ends, self._ends):
+                will_need(self._descriptor, ends[0], ends[-1] - ends[0])
         return self
 
     def fragments(self) -> Iterator[Fragment]:
-        """The fragments that were located, leaving out empty ones.
+        """The fragments that were located, leaving out empty ones; paged ones several at a time.
 
         Raises
         ------
@@ -249,34 +256,44 @@ class FragmentFile:
             One of them is damaged or cut short.
         """
         with self._blamed():
-            for i, own, encoded in self._encoded():
-                number = self._numbers[i]
-                name = f"{self._name}, fragment {number}"
-                checksum = int(self._checksums[i])
-                records = decode_fragment(encoded, own, checksum, self._kind, name)
-                if len(encoded):
-                    covered = self._layout.column_range(number)
-                    yield Fragment(covered, own, self._kind[1], records)
+            for piece in self._pieces():
+                if piece.encoded.size:
+                    yield from self._decoded(piece)
 
-    def _encoded(self) -> Iterator[tuple[int, Counts, memoryview]]:
-        """Of each located fragment its place among them, its columns' counts and its bytes.
+    def _decoded(self, piece: _Piece) -> Iterator[Fragment]:
+        n_pages, payload = self._kind
+        covered = [self._layout.column_range(number) for number in piece.numbers]
+        if n_pages:
+            widths = [columns.stop - columns.start for columns in covered]
+            encoded = piece.encoded
+            counts, paged = decode_paged(piece.indexes, widths, n_pages, encoded, self._name)
+            yield Fragment(ColumnRange(covered[0].start, covered[-1].stop), counts, payload, paged)
+            return
+        for columns, index, encoded in zip(covered, piece.indexes, piece.records, strict=True):
+            counts, words = decode_words(index, encoded, payload, self._name)
+            if words.size:
+                yield Fragment(columns, counts, payload, words)
 
-        They lie next to each other and are read so: one request of up to
-        `memory.READ_PIECE_BYTES`, or one fragment if that is larger.
+    def _pieces(self) -> Iterator[_Piece]:
+        """The located fragments, checked, as many at a time as are read at once.
+
+        That is up to `memory.READ_PIECE_BYTES`, or one fragment if that is larger.
         """
-        layout, numbers, columns = self._layout, self._numbers, self._columns
-        starts, ends = self._ends[:-1], self._ends[1:]
+        kind_checksum = self._kind.checksum()
+        sizes = np.add(self._index_ends, self._ends)
         first = 0
-        while first < len(numbers):
-            last = int(np.searchsorted(ends, starts[first] + READ_PIECE_BYTES, side="right"))
+        while first < len(self._numbers):
+            last = int(np.searchsorted(sizes, sizes[first] + READ_PIECE_BYTES, side="right")) - 1
             last = max(last, first + 1)
-            size = int(ends[last - 1] - starts[first])
-            piece = memoryview(self._read(layout.head_bytes + int(starts[first]), size))
-            for i in range(first, last):
-                begin, end = int(starts[i] - starts[first]), int(ends[i] - starts[first])
-                covered = layout.column_range(numbers[i])
-                own = self._counts[covered.start - columns.start : covered.stop - columns.start]
-                yield i, own, piece[begin:end]
+            encoded, records = self._read_parts(self._ends[first : last + 1])
+            _, indexes = self._read_parts(self._index_ends[first : last + 1])
+            checksums = self._checksums[first:last]
+            for i, checksum in enumerate(checksums):
+                if fragment_checksum(kind_checksum, indexes[i], records[i]) != checksum:
+                    name = f"{self._name}, fragment {self._numbers[first + i]}"
+                    msg = f"{name}: the checksum does not match: the file was damaged"
+                    raise FragmentError(msg)
+            yield _Piece(self._numbers[first:last], indexes, records, encoded)
             first = last
 
     @contextmanager
@@ -298,20 +315,32 @@ class FragmentFile:
             msg = f"{path} is missing: something has removed it while the conversion ran"
             raise FragmentError(msg) from error
 
-    def _counts_place(self) -> tuple[int, int]:
-        """Offset and size of the expected columns' counts."""
-        start, stop = self._columns.start, self._columns.stop
-        return self._layout.counts_offset + 4 * start, 4 * (stop - start)
-
     def _table_place(self) -> tuple[int, int]:
         """Offset and size of the expected fragments' rows, and the one before: their start."""
         start, stop = max(self._numbers[0] - 1, 0), self._numbers[-1] + 1
         itemsize = TABLE_DTYPE.itemsize
         return self._layout.table_offset + itemsize * start, itemsize * (stop - start)
 
-    def _read(self, offset: int, size: int) -> bytes:
+    def _ends_in_file(self, ends: NDArray[np.uint64], start: int) -> list[int]:
+        """Where the expected fragments' indexes, or records, begin and end in the file."""
+        offsets = [start + end for end in ends.tolist()]
+        if not self._numbers[0]:  # else the first row is of the fragment before
+            offsets.insert(0, start)
+        if offsets != sorted(offsets) or offsets[-1] > self._file_bytes:
+            msg = (
+                f"{self._name}: its table of fragments is wrong: the file was damaged or cut short"
+            )
+            raise FragmentError(msg)
+        return offsets
+
+    def _read_parts(self, ends: list[int]) -> tuple[Bytes, list[Bytes]]:
+        """Consecutive parts of the file, in one read: all bytes, and those of each part."""
+        encoded = self._read(ends[0], ends[-1] - ends[0])
+        return encoded, [encoded[a - ends[0] : b - ends[0]] for a, b in pairwise(ends)]
+
+    def _read(self, offset: int, size: int) -> Bytes:
         # Before memory is asked for: a damaged table says anything.
-        if offset < 0 or size < 0 or offset + size > self._file_bytes:
+        if offset + size > self._file_bytes:
             msg = (
                 f"{self._name}: ends at {self._file_bytes}, before byte {offset + size}: "
                 "it was cut short or damaged"
@@ -322,4 +351,4 @@ class FragmentFile:
         if len(read) != size:
             msg = f"{self._name}: {size} bytes at {offset} were asked for, {len(read)} are there"
             raise FragmentError(msg)
-        return read
+        return np.frombuffer(read, np.uint8)

@@ -21,10 +21,10 @@ DEFAULT_CODEC_LEVEL = 1
 PAGE_ROWS = 256
 """Rows of a page; see `dask_convert.shuffle.pages`."""
 
-FRAGMENT_FIXED_BYTES = 48
+FRAGMENT_FIXED_BYTES = 56
 """Length of a fragment file's head before its arrays; see `dask_convert.shuffle.fragments`."""
 
-FRAGMENT_TABLE_BYTES = 12
+FRAGMENT_TABLE_BYTES = 20
 """Length of a row of a fragment file's table."""
 
 
@@ -228,5 +228,5 @@ class FragmentLayout(msgspec.Struct, frozen=True):
 
     @property
     def head_bytes(self) -> int:
-        """Length of the head: where the first fragment begins."""
+        """Length of the head: where the first fragment's index begins."""
         return self.table_offset + FRAGMENT_TABLE_BYTES * self.n_ranges

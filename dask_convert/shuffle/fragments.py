@@ -1,27 +1,31 @@
 """A row block's fragments as bytes: what a split task leaves for the combine tasks.
 
 One file per row block. Its head has a fixed size, known from the plan, so that a combine task
-finds what it needs with one positioned read each: the column counts of its column ranges,
-their table, and their fragments, which lie next to each other.
+finds what it needs with positioned reads: a few bytes of the head, and of each of the two
+parts that fragments have a piece, in which those of its column ranges lie next to each other.
 
     0    magic, format version, crc32c of the rest of the head            16 bytes
-    16   nnz, pages, payload type                                         32 bytes
-    48   counts   n_vars   × uint32    entries of each column in this block
-    ..   table    n_ranges × (end of the fragment, its crc32c)            12 bytes each
-    H    fragments, one per column range
+    16   nnz, bytes of all indexes, pages, payload type                   40 bytes
+    56   counts   n_vars   × uint32    entries of each column in this block
+    ..   table    n_ranges × (end of the index, end of the records, crc32c)   20 bytes each
+    H    index of each fragment
+    ..   records of each fragment
 
-    of words   blosc-lz4 over byte-shuffled words
-    paged      number of escapes, their places and values, page counts, records; not compressed
+                index                                         records
+    of words    counts of its columns, uint32                 blosc-lz4 over byte-shuffled words
+    paged       counts of its columns in each page, uint16;   uint16, not compressed
+                places of escapes, uint32; values, uint16
 
-A fragment's checksum covers its counts, pages and payload type as well, so it can be trusted
-without reading the head as a whole. Numbers are little-endian.
+A fragment's checksum covers its index, its records, and of what kind they are, so it can be
+trusted without reading the head as a whole. Numbers are little-endian.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import google_crc32c
 import msgspec
@@ -35,18 +39,41 @@ from dask_convert.planning.layout import FRAGMENT_FIXED_BYTES, FragmentLayout
 from dask_convert.planning.records import Records, record_words, word_dtype
 from dask_convert.shuffle.pages import PagedRecords
 
-MAGIC = b"dcfrag\x00\x01"
-_FIXED = struct.Struct("<8sI4xQI20s")
-_ALIGNMENT = 8
+MAGIC = b"dcfrag\x00\x02"
+_FIXED = struct.Struct("<8sI4xQQI20s")
 _UNCHECKED_BYTES = 16  # magic and checksum themselves
 _KIND = struct.Struct("<I20s")
 _PAYLOADS = {np.dtype(code).str.encode(): np.dtype(code) for code in SUPPORTED}
-TABLE_DTYPE = np.dtype([("end", "<u8"), ("crc32c", "<u4")])
+TABLE_DTYPE = np.dtype([("index_end", "<u8"), ("end", "<u8"), ("crc32c", "<u4")])
+_ESCAPE_BYTES = 6
+
+_NOTHING = np.empty(0, np.uint8)
 
 Counts = NDArray[np.uint32]
-Part = bytes | NDArray[np.uint8]
-RecordKind = tuple[int, np.dtype[Any]]
-"""Pages of a block's records (0 for words), and the type of their values."""
+Bytes = NDArray[np.uint8]
+
+
+class RecordKind(NamedTuple):
+    """What the records of a block are: its pages (0 for words), and the type of their values."""
+
+    n_pages: int
+    payload: np.dtype[Any]
+
+    def encoded(self) -> bytes:
+        """As it stands in the head."""
+        return _KIND.pack(self.n_pages, self.payload.str.encode())
+
+    def checksum(self) -> int:
+        """Its crc32c, which the checksum of a fragment goes on from."""
+        return int(google_crc32c.value(self.encoded()))
+
+
+class FixedPart(NamedTuple):
+    """The head before its arrays: entries of the block, bytes of all indexes, kind of records."""
+
+    nnz: int
+    index_bytes: int
+    kind: RecordKind
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -56,19 +83,17 @@ class Head(msgspec.Struct, frozen=True):
     ----------
     nnz
         Entries of the row block.
-    n_pages
-        Pages of its records; 0 where they are words.
-    payload
-        Type of the values in its records.
+    kind
+        Of its records.
     counts
         Entries of each column; shape (n_vars,), uint32.
     table
-        End offset (from the first fragment) and checksum of each fragment; shape (n_ranges,).
+        Of each fragment the end of its index, from the first one's start, that of its records,
+        likewise, and its checksum; shape (n_ranges,).
     """
 
     nnz: int
-    n_pages: int
-    payload: np.dtype[np.generic]
+    kind: RecordKind
     counts: Counts
     table: NDArray[np.void]
 
@@ -76,8 +101,8 @@ class Head(msgspec.Struct, frozen=True):
 def encode_head(layout: FragmentLayout, head: Head) -> bytes:
     """The head as bytes of length ``layout.head_bytes``."""
     body = (
-        struct.pack("<Q", head.nnz)
-        + _encode_kind((head.n_pages, head.payload))
+        struct.pack("<QQ", head.nnz, head.table["index_end"][-1] if head.table.size else 0)
+        + head.kind.encoded()
         + head.counts.astype("<u4", copy=False).tobytes()
         + head.table.tobytes()
     )
@@ -99,24 +124,24 @@ def decode_head(layout: FragmentLayout, encoded: bytes, name: str) -> Head:
     if len(encoded) != layout.head_bytes:
         msg = f"{name}: head has {len(encoded)} bytes where {layout.head_bytes} belong"
         raise FragmentError(msg)
-    nnz, n_pages, payload = decode_fixed(encoded[:FRAGMENT_FIXED_BYTES], name)
+    fixed = decode_fixed(encoded[:FRAGMENT_FIXED_BYTES], name)
     if google_crc32c.value(encoded[_UNCHECKED_BYTES:]) != struct.unpack_from("<I", encoded, 8)[0]:
         msg = f"{name}: the head's checksum does not match: the file was damaged"
         raise FragmentError(msg)
     counts = np.frombuffer(encoded, "<u4", layout.n_vars, layout.counts_offset)
     table = np.frombuffer(encoded, TABLE_DTYPE, layout.n_ranges, layout.table_offset)
-    return Head(nnz, n_pages, payload, counts, table)
+    return Head(fixed.nnz, fixed.kind, counts, table)
 
 
-def decode_fixed(encoded: bytes, name: str) -> tuple[int, int, np.dtype[Any]]:
-    """Entries of the block, its pages and the type of its values, from the head's fixed part.
+def decode_fixed(encoded: bytes, name: str) -> FixedPart:
+    """The head's fixed part.
 
     Raises
     ------
     FragmentError
-        They are no head of this version.
+        It is none of this version.
     """
-    magic, _, nnz, n_pages, payload = _FIXED.unpack(encoded)
+    magic, _, nnz, index_bytes, n_pages, payload = _FIXED.unpack(encoded)
     if magic != MAGIC:
         msg = f"{name}: not a fragment file of this version: it begins with {magic!r}"
         raise FragmentError(msg)
@@ -124,13 +149,13 @@ def decode_fixed(encoded: bytes, name: str) -> tuple[int, int, np.dtype[Any]]:
     if payload not in _PAYLOADS:
         msg = f"{name}: {payload!r} is no type of values: the file was damaged"
         raise FragmentError(msg)
-    return nnz, n_pages, _PAYLOADS[payload]
+    return FixedPart(nnz, index_bytes, RecordKind(n_pages, _PAYLOADS[payload]))
 
 
-def encode_fragments(
+def encode_indexes(
     records: PagedRecords | Records, counts: Counts, column_width: int
-) -> Iterator[tuple[Part, ...]]:
-    """The fragment of each column range in turn, as parts to be written one after the other.
+) -> Iterator[Bytes]:
+    """The index of each fragment in turn: how many records each of its columns has.
 
     Parameters
     ----------
@@ -141,103 +166,116 @@ def encode_fragments(
     column_width
         Columns per range.
     """
-    start = 0
-    for column in range(0, counts.size, column_width):
-        columns = slice(column, column + column_width)
-        stop = start + int(counts[columns].sum(dtype=np.int64))
+    borders = _borders(counts, column_width)
+    if not isinstance(records, PagedRecords):
+        for column in range(0, counts.size, column_width):
+            yield counts[column : column + column_width].view(np.uint8)
+        return
+    escapes = np.searchsorted(records.escape_places, borders)
+    for number, column in enumerate(range(0, counts.size, column_width)):
+        own = slice(escapes[number], escapes[number + 1])
+        parts = (
+            records.page_counts[column : column + column_width].reshape(-1),
+            records.escape_places[own] - np.uint32(borders[number]),
+            records.escape_values[own],
+        )
+        yield np.concatenate([part.view(np.uint8) for part in parts])
+
+
+def encode_records(
+    records: PagedRecords | Records, counts: Counts, column_width: int
+) -> Iterator[Bytes]:
+    """The records of each fragment in turn, as bytes; parameters as of `encode_indexes`."""
+    for start, stop in pairwise(_borders(counts, column_width).tolist()):
         if isinstance(records, PagedRecords):
-            yield _encode_paged(records, columns, start, stop)
+            yield records.records[start:stop].view(np.uint8)
         else:
-            yield (_compress(records[start:stop]),)
-        start = stop
+            yield _compress(records[start:stop])
 
 
-def fragment_checksum(kind: RecordKind, counts: Counts, *parts: Part | memoryview) -> int:
-    """crc32c over the kind of a fragment's records, the counts of its columns and its bytes."""
-    checksum = google_crc32c.value(_encode_kind(kind) + counts.tobytes())
-    for part in parts:  # arrays are taken as they are; a memoryview would have to be copied
-        checksum = google_crc32c.extend(checksum, np.frombuffer(part, np.uint8))
-    return int(checksum)
+def fragment_checksum(kind_checksum: int, index: Bytes, records: Bytes) -> int:
+    """crc32c over the kind of a fragment's records, its index and its records."""
+    # Arrays are taken as they are; a memoryview would be copied.
+    return int(google_crc32c.extend(google_crc32c.extend(kind_checksum, index), records))
 
 
-def decode_fragment(
-    encoded: bytes | memoryview, counts: Counts, checksum: int, kind: RecordKind, name: str
-) -> PagedRecords | Records:
-    """The records of one fragment, checked against its checksum and its counts.
+def decode_words(
+    index: Bytes, encoded: Bytes, payload: np.dtype[Any], name: str
+) -> tuple[Counts, Records]:
+    """Counts and words of one fragment whose checksum is right.
 
     Raises
     ------
     FragmentError
-        Something differs; `name` says where.
+        There are not as many words as its index says; `name` says whose they are.
     """
-    if fragment_checksum(kind, counts, encoded) != checksum:
-        msg = f"{name}: the checksum does not match: the file was damaged or cut short"
-        raise FragmentError(msg)
+    words = np.frombuffer(blosc.decompress(encoded) if encoded.size else b"", word_dtype(payload))
+    n_words = record_words(payload)
+    records = words if n_words == 1 else words.reshape(-1, n_words)
+    counts = index.view("<u4")
+    _require_count(counts, len(records), name)
+    return counts, records
+
+
+def decode_paged(
+    indexes: Sequence[Bytes], n_columns: Sequence[int], n_pages: int, encoded: Bytes, name: str
+) -> tuple[Counts, PagedRecords]:
+    """Counts and records of consecutive fragments whose checksums are right; records not copied.
+
+    Parameters
+    ----------
+    indexes, n_columns
+        Of each fragment.
+    n_pages
+        Of the block.
+    encoded
+        Records of all of them, one after the other.
+    name
+        Whose they are.
+
+    Raises
+    ------
+    FragmentError
+        There are not as many records as the indexes say.
+    """
+    splits = [2 * n_pages * columns for columns in n_columns]
+    pages = [index[:split] for index, split in zip(indexes, splits, strict=True)]
+    page_counts = np.concatenate(pages).view("<u2").reshape(-1, n_pages)
+    counts = page_counts.sum(axis=1, dtype=np.uint32)
+    records = encoded.view("<u2")
+    _require_count(counts, records.size, name)
+    places, values = [np.empty(0, np.uint32)], [np.empty(0, np.uint16)]
+    start = column = 0
+    for index, split, columns in zip(indexes, splits, n_columns, strict=True):
+        n_escapes = (index.size - split) // _ESCAPE_BYTES
+        if n_escapes:
+            places.append(index[split : split + 4 * n_escapes].view("<u4") + np.uint32(start))
+            values.append(index[split + 4 * n_escapes :].view("<u2"))
+        start += int(counts[column : column + columns].sum(dtype=np.int64))
+        column += columns
+    return counts, PagedRecords(
+        records, page_counts, np.concatenate(places), np.concatenate(values)
+    )
+
+
+def _require_count(counts: Counts, n_records: int, name: str) -> None:
     expected = int(counts.sum(dtype=np.int64))
-    n_pages, payload = kind
-    if n_pages:
-        paged = _decode_paged(encoded, counts.size, n_pages, expected)
-        n_records = int(paged.page_counts.sum(dtype=np.int64))
-        records: PagedRecords | Records = paged
-    else:
-        words = np.frombuffer(
-            blosc.decompress(encoded) if len(encoded) else b"", word_dtype(payload)
-        )
-        n_words = record_words(payload)
-        records = words if n_words == 1 else words.reshape(-1, n_words)
-        n_records = len(records)
     if n_records != expected:
-        msg = f"{name}: {n_records} records where the counts say {expected}"
+        msg = f"{name}: {n_records} records where the index says {expected}"
         raise FragmentError(msg)
-    return records
 
 
-def _encode_kind(kind: RecordKind) -> bytes:
-    n_pages, payload = kind
-    return _KIND.pack(n_pages, payload.str.encode())
+def _borders(counts: Counts, column_width: int) -> NDArray[np.int64]:
+    """Where the records of each range begin, and at the end where the last one's end."""
+    starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    return np.append(starts[:-1:column_width], starts[-1])
 
 
-def _encode_paged(paged: PagedRecords, columns: slice, start: int, stop: int) -> tuple[Part, ...]:
-    if start == stop:
-        return ()
-    first, last = np.searchsorted(paged.escape_places, [start, stop])
-    tables = (
-        struct.pack("<Q", last - first)
-        + (paged.escape_places[first:last] - np.uint32(start)).tobytes()
-        + paged.escape_values[first:last].tobytes()
-        + paged.page_counts[columns].tobytes()
-    )
-    records = paged.records[start:stop].view(np.uint8)
-    return tables, records, bytes(-(len(tables) + records.size) % _ALIGNMENT)
-
-
-def _decode_paged(
-    encoded: bytes | memoryview, n_columns: int, n_pages: int, n_records: int
-) -> PagedRecords:
-    if not len(encoded):
-        encoded = bytes(8 + 2 * n_columns * n_pages)
-    (n_escapes,) = struct.unpack_from("<Q", encoded)
-    offset = 8
-
-    def take(dtype: str, count: int) -> NDArray[Any]:
-        nonlocal offset
-        taken = np.frombuffer(encoded, dtype, count, offset) if count else np.empty(0, dtype)
-        offset += taken.nbytes
-        return taken
-
-    return PagedRecords(
-        escape_places=take("<u4", n_escapes),
-        escape_values=take("<u2", n_escapes),
-        page_counts=take("<u2", n_columns * n_pages).reshape(n_columns, n_pages),
-        records=take("<u2", n_records),
-    )
-
-
-def _compress(records: Records) -> bytes:
+def _compress(records: Records) -> Bytes:
     if not records.size:
-        return b""
+        return _NOTHING
     width = records.itemsize if records.ndim == 1 else records.itemsize * records.shape[1]
     encoded: bytes = blosc.compress(
         records.reshape(-1).view(np.uint8), b"lz4", 1, blosc.SHUFFLE, typesize=width
     )
-    return encoded
+    return np.frombuffer(encoded, np.uint8)
