@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ def main() -> None:
 
     Example: dask-convert convert cells.h5ad genes.zarr --memory 4GiB
     """
+    # No command multiplies matrices, but numpy's OpenBLAS starts a thread for each core, and they
+    # spin for a tenth of a second while this process and those of the workers start.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @main.command(cls=Command)

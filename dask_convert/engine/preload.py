@@ -16,6 +16,7 @@ gc.disable()  # imports make a hundred thousand objects and no garbage
 import distributed.nanny  # noqa: E402  (after the line above, which is for all that follow)
 import distributed.worker  # noqa: E402
 import numpy as np  # noqa: E402
+from numcodecs import blosc  # noqa: E402
 
 from dask_convert.engine import attempts  # noqa: E402
 from dask_convert.shuffle import kernels, scans  # noqa: E402
@@ -45,7 +46,9 @@ def _load_kernels() -> None:
     scans.narrow_to_uint16(bits.view(np.float64), bits, np.uint64(0), small)
     scans.find_from(small, 0, words)
     kernels.scatter_paged(small, small, words, row_ends, 1, words, words.reshape(0, 0), small)
-    kernels.place_paged(small, small.reshape(0, 0), row_ends, 0, 0, rows, small)
+    read = np.frombuffer(b"", np.uint16)  # as what comes from a file, it cannot be written to
+    kernels.place_paged(read, small.reshape(0, 0), row_ends, 0, 0, rows, small)
+    scans.sum_pages(small.reshape(0, 0), words)
     scans.check_rows(rows, row_ends, row_ends)
     scans.sum_counted_rows(0, row_ends, 0)
     if sys.modules[unneeded] is None:
@@ -53,6 +56,8 @@ def _load_kernels() -> None:
 
 
 _load_kernels()
+# A worker has one thread for its task; left alone, blosc asks at every chunk which one it is in.
+blosc.use_threads = False
 sys.excepthook = _unless_the_caller_is_gone
 # What is imported stays: the garbage collector of a worker need not walk through it, time and
 # again, nor copy the shared pages that it would mark.

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ def indptr_dtype(profile: str, nnz: int) -> np.dtype[np.signedinteger]:
     return np.dtype(np.int32 if small else np.int64)
 
 
+@lru_cache(maxsize=256)
 def always_exact(source: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> bool:
     """Whether `dtype` holds every value of `source` exactly, whatever the values are.
 

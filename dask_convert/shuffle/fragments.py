@@ -37,6 +37,7 @@ from dask_convert.errors import FragmentError
 from dask_convert.planning.dtypes import SUPPORTED
 from dask_convert.planning.layout import FRAGMENT_FIXED_BYTES, FragmentLayout
 from dask_convert.planning.records import Records, record_words, word_dtype
+from dask_convert.shuffle import scans
 from dask_convert.shuffle.pages import PagedRecords
 
 MAGIC = b"dcfrag\x00\x02"
@@ -241,7 +242,8 @@ def decode_paged(
     splits = [2 * n_pages * columns for columns in n_columns]
     pages = [index[:split] for index, split in zip(indexes, splits, strict=True)]
     page_counts = np.concatenate(pages).view("<u2").reshape(-1, n_pages)
-    counts = page_counts.sum(axis=1, dtype=np.uint32)
+    counts = np.empty(len(page_counts), np.uint32)
+    scans.sum_pages(page_counts, counts)
     records = encoded.view("<u2")
     _require_count(counts, records.size, name)
     places, values = [np.empty(0, np.uint32)], [np.empty(0, np.uint16)]

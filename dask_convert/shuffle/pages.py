@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_convert.planning.records import pack_records, unpack_rows
-from dask_convert.shuffle import kernels
+from dask_convert.shuffle import kernels, scans
 
 ESCAPE = 255
 MAX_ESCAPES = 1 / 64
@@ -52,7 +52,8 @@ class PagedRecords(msgspec.Struct, frozen=True):
     def to_words(self) -> NDArray[np.uint32]:
         """The same records as words, rows counted from the block's start."""
         words = np.empty(self.records.size, np.uint32)
-        counts = self.page_counts.sum(axis=1, dtype=np.uint32)
+        counts = np.empty(len(self.page_counts), np.uint32)
+        scans.sum_pages(self.page_counts, counts)
         starts = (np.cumsum(counts, dtype=np.int64) - counts).astype(np.uint32)
         kernels.unpage(self.records, starts, self.page_counts, words)
         escaped = words[self.escape_places]

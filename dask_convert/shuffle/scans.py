@@ -144,6 +144,16 @@ def count_repeats(
 
 
 @kernel
+def sum_pages(page_counts: NDArray[np.uint16], counts: NDArray[np.uint32]) -> None:
+    """Add up each column's counts; a loop, since numpy is slow where rows are short; O(n)."""
+    for column in range(page_counts.shape[0]):
+        total = np.uint32(0)
+        for page in range(page_counts.shape[1]):
+            total += np.uint32(page_counts[column, page])
+        counts[column] = total
+
+
+@kernel
 def lzf_bytes(encoded: NDArray[np.uint8]) -> int:
     """What LZF-compressed bytes inflate to, without inflating them; -1 if they are damaged; O(n).
 
