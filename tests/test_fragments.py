@@ -26,7 +26,7 @@ from dask_convert.planning.layout import FragmentLayout
 from dask_convert.planning.memory import READ_PIECE_BYTES
 from dask_convert.shuffle.duplicates import order_and_duplicates
 from dask_convert.shuffle.fragments import TABLE_DTYPE, Head, RecordKind, encode_head
-from dask_convert.shuffle.ordering import BlockRecords
+from dask_convert.shuffle.ordering import BlockColumns, BlockRecords
 from dask_convert.shuffle.pages import PagedRecords
 
 
@@ -43,16 +43,16 @@ class Written:
 
 def write(path: Path, matrix: Csr, column_width: int, *, paged: bool) -> Written:
     """Write a matrix as one row block."""
-    columns, row_ends = matrix.indices.astype(np.uint16), matrix.indptr[1:].astype(np.int64)
-    counts = np.bincount(columns, minlength=matrix.shape[1]).astype(np.uint32)
-    ascending, _ = order_and_duplicates(columns, row_ends, matrix.shape[1])
-    block = BlockRecords(
-        columns, counts, row_ends, matrix.data.dtype, paged=paged, ascending=ascending
-    )
+    row_ends, n_vars = matrix.indptr[1:].astype(np.int64), matrix.shape[1]
+    columns = BlockColumns(row_ends, n_vars, paged=paged)
+    assert columns.add(0, matrix.indices) < 0
+    ascending, _ = order_and_duplicates(columns.columns, row_ends, n_vars)
+    block = BlockRecords(columns, matrix.data.dtype, column_width=column_width, ascending=ascending)
     block.add(0, matrix.data)
     layout = FragmentLayout(matrix.shape[1], column_width)
-    n_bytes = write_fragment_file(path, layout, block.records(), counts, block.payload)
-    return Written(path, layout, counts, as_words([block.records()]), n_bytes)
+    records = block.records()
+    n_bytes = write_fragment_file(path, layout, records, block.counts, block.payload)
+    return Written(path, layout, block.counts, as_words([records]), n_bytes)
 
 
 def as_words(records: Iterable[Any]) -> NDArray[Any]:

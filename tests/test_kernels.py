@@ -40,13 +40,19 @@ def test_check_and_count_copies_and_counts_or_finds_the_first_that_is_out_of_ran
     some = data.draw(npst.arrays(dtype, st.integers(0, 20), elements=near))
     before = data.draw(st.sampled_from([0, 4090, 8192]))  # slices are looked at by themselves
     indices = np.concatenate([np.zeros(before, dtype), some])
-    columns, counts = np.empty(indices.size, column_dtype), np.ones(n_vars, np.uint32)
+    position = data.draw(st.integers(0, 9))  # of the first index in its block
+    end = position + indices.size
+    page_ends = np.array([*sorted(data.draw(st.lists(st.integers(0, end), max_size=3))), end + 1])
+    columns = np.empty(indices.size, column_dtype)
+    counts = np.ones((page_ends.size, n_vars), np.uint32)
     wrong = np.flatnonzero((indices < 0) | (indices >= n_vars))
-    found = scans.check_and_count(indices, n_vars, columns, counts)
+    found = scans.check_and_count(indices, n_vars, columns, position, page_ends, counts)
     assert found == (wrong[0] if wrong.size else -1)
     if not wrong.size:
         np.testing.assert_array_equal(columns, indices)
-        np.testing.assert_array_equal(counts, 1 + np.bincount(indices, minlength=n_vars))
+        cuts = np.maximum(page_ends[:-1] - position, 0)
+        for own, page in zip(counts, np.split(indices, cuts), strict=True):
+            np.testing.assert_array_equal(own, 1 + np.bincount(page, minlength=n_vars))
 
 
 @pytest.mark.parametrize("column_dtype", COLUMN_DTYPES)
@@ -56,13 +62,14 @@ def test_check_and_count_refuses_the_limits_of_every_type(dtype: str, column_dty
     limits = np.iinfo(dtype)
     for wrong in {int(limits.min), int(limits.max), 2**16, 2**32} - {0}:
         if limits.min <= wrong <= limits.max:
-            indices, counts = np.array([0, wrong], dtype), np.zeros(7, np.uint32)
-            assert scans.check_and_count(indices, 7, np.empty(2, column_dtype), counts) == 1
+            indices, columns = np.array([0, wrong], dtype), np.empty(2, column_dtype)
+            counts = np.zeros((1, 7), np.uint32)
+            assert scans.check_and_count(indices, 7, columns, 0, np.array([2]), counts) == 1
 
 
 @given(st.data())
 def test_find_from_finds_the_first_of_them(data: st.DataObject) -> None:
-    """The oracle is numpy's `flatnonzero`."""
+    """The oracle is numpy's `flatnonzero`; no more are found than there is room for."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     numbers = np.zeros(data.draw(st.sampled_from([0, 1, 255, 256, 257, 1000])), np.uint16)
     places = rng.integers(0, max(numbers.size, 1), data.draw(st.integers(0, 5)))

@@ -29,7 +29,7 @@ FLOORS = {
     "shuffle": (
         "compiling",
         "kernels scans digest_kernels",
-        "pages findings integrity digests",
+        "pages narrowing findings integrity digests",
         "duplicates row_checks fragments ordering placing",
     ),
     # Chunks of stores, read by nothing that has written them.

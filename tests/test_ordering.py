@@ -12,17 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracle import assert_same_bits, tocsc
-from strategies import DTYPES, Csr, csr_from_rows, csr_matrices, special_values
+from strategies import DTYPES, Csr, csr_from_rows, csr_matrices, random_csr, special_values
 
 from dask_convert.planning.dtypes import first_changed
 from dask_convert.planning.records import pack_records, payload_dtypes, unpack_payload, unpack_rows
 from dask_convert.shuffle import ordering
 from dask_convert.shuffle.duplicates import order_and_duplicates
-from dask_convert.shuffle.ordering import BlockRecords, narrow_into
+from dask_convert.shuffle.narrowing import narrow_into
+from dask_convert.shuffle.ordering import BlockColumns, BlockRecords
 from dask_convert.shuffle.pages import PagedRecords
 from dask_convert.shuffle.placing import RegionEntries
-
-COLUMN_DTYPES = ["uint16", "int32"]
 
 
 def counts_of(matrix: Csr) -> NDArray[np.uint32]:
@@ -31,19 +30,15 @@ def counts_of(matrix: Csr) -> NDArray[np.uint32]:
 
 
 def block_records(
-    matrix: Csr, cuts: list[int], *, paged: bool, column_dtype: str = "uint16"
+    matrix: Csr, cuts: list[int], *, paged: bool, column_width: int = 2, at_once: int = 10_000
 ) -> BlockRecords:
-    """The records of a matrix that is one row block, its values given in pieces."""
-    columns, row_ends = matrix.indices.astype(column_dtype), matrix.indptr[1:].astype(np.int64)
-    ascending, _ = order_and_duplicates(columns, row_ends, matrix.shape[1])
-    block = BlockRecords(
-        columns,
-        counts_of(matrix),
-        row_ends,
-        matrix.data.dtype,
-        paged=paged,
-        ascending=ascending,
-    )
+    """The records of a matrix that is one row block, its indices and values given in pieces."""
+    row_ends, n_vars = matrix.indptr[1:].astype(np.int64), matrix.shape[1]
+    columns = BlockColumns(row_ends, n_vars, paged=paged)
+    for start in range(0, matrix.nnz, at_once):
+        assert columns.add(start, matrix.indices[start : start + at_once]) < 0
+    ascending, _ = order_and_duplicates(columns.columns, row_ends, n_vars)
+    block = BlockRecords(columns, matrix.data.dtype, column_width=column_width, ascending=ascending)
     for start, stop in zip([0, *cuts], [*cuts, matrix.nnz], strict=True):
         block.add(start, matrix.data[start:stop])
     return block
@@ -72,8 +67,10 @@ def draw_cuts(data: st.DataObject, length: int) -> list[int]:
 def test_block_records_are_a_stable_sort_by_column(
     matrix: Csr, data: st.DataObject, paged: bool, tile_columns: int
 ) -> None:
-    """Whatever the pieces and tiles, rows in order or not, whenever values were widened."""
-    block = block_records(matrix, draw_cuts(data, matrix.nnz), paged=paged)
+    """Whatever the pieces, ranges and tiles, rows in order or not, whenever values were widened."""
+    width = data.draw(st.integers(1, max(matrix.shape[1], 1)))
+    cuts = draw_cuts(data, matrix.nnz)
+    block = block_records(matrix, cuts, paged=paged, column_width=width)
     order = np.argsort(matrix.indices, kind="stable")
     with mock.patch.object(ordering, "_TILE_COLUMNS", tile_columns):
         records = words_of(block)
@@ -87,8 +84,7 @@ def test_block_records_keep_the_narrowest_payload(
     matrix: Csr, data: st.DataObject, paged: bool
 ) -> None:
     """It is the first type that every value survives; records are those of the plain way."""
-    cuts, column_dtype = draw_cuts(data, matrix.nnz), data.draw(st.sampled_from(COLUMN_DTYPES))
-    block = block_records(matrix, cuts, paged=paged, column_dtype=column_dtype)
+    block = block_records(matrix, draw_cuts(data, matrix.nnz), paged=paged)
     surviving = [
         payload
         for payload in payload_dtypes(matrix.data.dtype)
@@ -137,6 +133,7 @@ def fragment(records: Any, counts: NDArray[np.uint32], columns: slice) -> Any:
     return PagedRecords(
         records=records.records[start:stop],
         page_counts=records.page_counts[columns],
+        column_width=records.column_width,
         escape_places=(records.escape_places[inside] - start).astype(np.uint32),
         escape_values=records.escape_values[inside],
     )
@@ -152,13 +149,16 @@ def test_region_entries_are_their_slice_of_the_matrix_in_csc(
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, matrix.nnz)] * 2)))
     cuts = sorted({0, n_obs, *draw_cuts(data, n_obs)})
     parts = [(row, rows_slice(matrix, row, end)) for row, end in itertools.pairwise(cuts)]
-    blocks = [(row, block_records(part, [], paged=paged), part) for row, part in parts]
+    width = data.draw(st.integers(1, max(n_vars, 1)))
+    blocks = [
+        (row, block_records(part, [], paged=paged, column_width=width), part) for row, part in parts
+    ]
     payloads = {block.payload for _, block, _ in blocks}
     payload = payloads.pop() if len(payloads) == 1 else matrix.data.dtype
     entries = RegionEntries(
         stop - start, np.dtype(np.int32), payload, indptr[:-1].astype(np.int64) - start
     )
-    placed(matrix, blocks, data.draw(st.integers(1, max(n_vars, 1))), entries)
+    placed(matrix, blocks, width * data.draw(st.integers(1, 3)), entries)
     np.testing.assert_array_equal(entries.rows(0, stop - start), expected_rows[start:stop])
     values = entries.values(0, stop - start, matrix.data.dtype)
     assert_same_bits(values, expected_data[start:stop])
@@ -184,6 +184,35 @@ def test_paged_one_word_and_wide_records_place_the_same(matrix: Csr, data: st.Da
         )
         values = [e.values(0, stop - start, matrix.data.dtype) for e in (entries, regions[0])]
         assert_same_bits(*values)
+
+
+@given(st.data())
+def test_pages_and_ranges_of_any_number_come_together(data: st.DataObject) -> None:
+    """Several pages, escapes among them, ranges of any width, a region cut anywhere."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    n_obs, n_vars = (
+        data.draw(st.sampled_from([1, 255, 256, 257, 600])),
+        data.draw(st.integers(1, 9)),
+    )
+    row_nnz = rng.integers(0, 6, n_obs)
+    matrix = random_csr(rng, (n_obs, n_vars), row_nnz, "f8", "counts")
+    n_large = data.draw(st.integers(0, matrix.nnz // 64))
+    matrix.data[rng.integers(0, max(matrix.nnz, 1), n_large)] = rng.integers(255, 65_536, n_large)
+    width = data.draw(st.integers(1, n_vars))
+    block = block_records(matrix, [], paged=True, column_width=width, at_once=97)
+    assert isinstance(block.records(), PagedRecords)
+    expected_data, expected_rows, indptr = tocsc(matrix)
+    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, matrix.nnz)] * 2)))
+    cursors = indptr[:-1].astype(np.int64) - start
+    entries = RegionEntries(stop - start, np.dtype(np.int32), block.payload, cursors)
+    placed(matrix, [(0, block, matrix)], width * data.draw(st.integers(1, 3)), entries)
+    np.testing.assert_array_equal(entries.rows(0, stop - start), expected_rows[start:stop])
+    values = entries.values(0, stop - start, matrix.data.dtype)
+    assert_same_bits(values, expected_data[start:stop])
+    order = np.argsort(matrix.indices, kind="stable")
+    words = words_of(block)
+    np.testing.assert_array_equal(unpack_rows(words, block.payload), matrix.rows[order])
+    np.testing.assert_array_equal(unpack_payload(words, block.payload), matrix.data[order])
 
 
 @pytest.mark.parametrize("paged", [False, True])

@@ -38,18 +38,19 @@ def _load_kernels() -> None:
     """
     unneeded = "scipy.linalg"
     sys.modules.setdefault(unneeded, None)  # type: ignore[arg-type]  # makes importing it fail
-    rows, words = np.empty(0, np.int32), np.empty(0, np.uint32)
-    small, row_ends = np.empty(0, np.uint16), np.empty(0, np.int64)
-    bits = np.empty(0, np.uint64)
-    scans.check_and_count(rows, 0, small, words)
+    small, words, rows, places = (np.empty(0, t) for t in ("u2", "u4", "i4", "i8"))
+    values, bits = np.empty(0, np.float64), np.empty(0, np.uint64)
+    # What was read from scratch cannot be written to; numba has other types for that.
+    records, row_ends = np.frombuffer(b"", np.uint16), np.frombuffer(b"", np.int64)
+    page_counts, table, page_ends = small.reshape(0, 0), words.reshape(0, 0), np.zeros(1, np.int64)
+    scans.check_and_count(rows, 0, small, 0, page_ends, table)
     scans.count_descents(small)
-    scans.narrow_to_uint16(bits.view(np.float64), bits, np.uint64(0), small)
+    scans.narrow_to_uint16(values, bits, np.uint64(0), small)
     scans.find_from(small, 0, words)
-    kernels.scatter_paged(small, small, words, row_ends, 1, words, words.reshape(0, 0), small)
-    read = np.frombuffer(b"", np.uint16)  # as what comes from a file, it cannot be written to
-    kernels.place_paged(read, small.reshape(0, 0), row_ends, 0, 0, rows, small)
-    scans.sum_pages(small.reshape(0, 0), words)
-    scans.check_rows(rows, row_ends, row_ends)
+    kernels.scatter_paged(small, small, words, places, 1, table, small)
+    scans.sum_pages(page_counts, words)
+    kernels.place_paged(records, page_counts, 1, places, places, 0, 0, rows, small)
+    scans.check_rows(rows, places, places)
     scans.sum_counted_rows(0, row_ends, 0)
     if sys.modules[unneeded] is None:
         del sys.modules[unneeded]

@@ -25,7 +25,6 @@ from dask_convert.planning import dtypes, memory
 from dask_convert.planning.layout import ArraySource, MatrixSource, Region, RowBlock
 from dask_convert.planning.plans import MatrixPlan
 from dask_convert.planning.records import native_dtype
-from dask_convert.shuffle import scans
 from dask_convert.shuffle.digests import Digest, Grid, Keys, saved_cells
 from dask_convert.shuffle.duplicates import first_duplicate, order_and_duplicates
 from dask_convert.shuffle.findings import (
@@ -33,7 +32,7 @@ from dask_convert.shuffle.findings import (
     first_unusual,
     value_findings,
 )
-from dask_convert.shuffle.ordering import BlockRecords, Columns
+from dask_convert.shuffle.ordering import BlockColumns, BlockRecords, Columns
 from dask_convert.shuffle.placing import RegionEntries
 from dask_convert.shuffle.row_checks import expected_row_sum, region_check
 
@@ -54,12 +53,13 @@ def split(job: Job, number: int) -> SplitReport:
     block = plan.blocks[number]
     meters = Meters()
     row_ends = _row_ends(job, block)
-    columns = np.empty(block.nnz, memory.column_dtype(plan.source.n_vars))
-    counts = np.zeros(plan.source.n_vars, np.uint32)
+    collected = BlockColumns(row_ends, plan.source.n_vars, paged=plan.paged)
     for position, piece in _pieces(job, "indices", block, meters):
         with meters.step("check and count"):
-            own = columns[position : position + piece.size]
-            _check_and_count(plan, block, row_ends, position, piece, own, counts)
+            bad = collected.add(position, piece)
+        if bad >= 0:
+            raise SourceError(_no_column(plan, block, row_ends, position + bad, piece[bad]))
+    columns = collected.columns
     data_dtype = native_dtype(plan.source.data.dtype)
     with meters.step("check and count"):
         ascending, duplicates = order_and_duplicates(columns, row_ends, plan.source.n_vars)
@@ -68,7 +68,7 @@ def split(job: Job, number: int) -> SplitReport:
     if strict and duplicates:
         raise StrictError(_duplicate(plan, block, row_ends, columns))
     records = BlockRecords(
-        columns, counts, row_ends, data_dtype, paged=plan.paged, ascending=ascending
+        collected, data_dtype, column_width=plan.column_width, ascending=ascending
     )
     policy = _DtypePolicy(job, data_dtype)
     digest = _BlockDigest(job, plan.source, block) if job.conversion.settings.verify else None
@@ -92,7 +92,7 @@ def split(job: Job, number: int) -> SplitReport:
     with meters.step("write fragments"):
         path = job.files.block(number)
         layout = plan.fragment_layout
-        written = write_fragment_file(path, layout, ordered, counts, records.payload)
+        written = write_fragment_file(path, layout, ordered, records.counts, records.payload)
     meters.count("fragments", written)
     if digest:
         digest.save(number)
@@ -294,28 +294,16 @@ def _pieces(job: Job, member: str, block: RowBlock, meters: Meters) -> Iterator[
         raise SourceError(msg)
 
 
-def _check_and_count(
-    plan: MatrixPlan,
-    block: RowBlock,
-    row_ends: NDArray[np.int64],
-    position: int,
-    piece: NDArray[Any],
-    columns: Columns,
-    counts: NDArray[np.uint32],
-) -> None:
-    """Copy a piece of the indices into the block's columns and count them, or refuse it."""
-    signed = piece.view(np.int64) if piece.dtype == np.uint64 else piece
-    bad = scans.check_and_count(signed, plan.source.n_vars, columns, counts)
-    if bad < 0:
-        return
-    at = position + bad
+def _no_column(
+    plan: MatrixPlan, block: RowBlock, row_ends: NDArray[np.int64], at: int, index: Any
+) -> str:
+    """The message about the first index that is none."""
     row = block.start + int(np.searchsorted(row_ends, at, side="right"))
-    msg = (
-        f"{plan.source.path}/indices[{block.start_nnz + at}] is {piece[bad]}, in row {row}: "
+    return (
+        f"{plan.source.path}/indices[{block.start_nnz + at}] is {index}, in row {row}: "
         f"a column must be at least 0 and less than n_vars, {plan.source.n_vars}; the matrix was "
         "damaged, or wrong when it was written"
     )
-    raise SourceError(msg)
 
 
 def _duplicate(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dask_convert.planning.layout import PAGE_ROWS, MatrixSource, TargetLayout
+from dask_convert.planning.layout import FRAGMENT_TABLE_BYTES, PAGE_ROWS, MatrixSource, TargetLayout
 from dask_convert.planning.records import native_dtype, payload_dtypes, record_bytes
 
 MIB = 2**20
@@ -27,6 +27,10 @@ FILES_AHEAD = 16
 """Fragment files whose heads, and again whose fragments, are asked for ahead of time."""
 
 
+MIN_PAGE_RECORDS = 4
+"""Mean records per column and page below which pages are not worth their counts."""
+
+
 def widest_record_bytes(source: MatrixSource) -> int:
     """Bytes of a record whose value could not be narrowed."""
     return record_bytes(payload_dtypes(native_dtype(source.data.dtype))[-1])
@@ -42,6 +46,11 @@ def column_dtype(n_vars: int) -> np.dtype[np.integer]:
     return np.dtype(np.uint16 if n_vars <= 2**16 else np.int32)
 
 
+def is_paged(source: MatrixSource) -> bool:
+    """Whether pages have records enough to be worth their counts; the values decide the rest."""
+    return PAGE_ROWS * source.nnz >= MIN_PAGE_RECORDS * source.n_obs * source.n_vars
+
+
 def split_bytes(source: MatrixSource, block_nnz: int, block_rows: int, column_width: int) -> int:
     """Peak bytes of one split task, without the process itself.
 
@@ -51,8 +60,8 @@ def split_bytes(source: MatrixSource, block_nnz: int, block_rows: int, column_wi
     record = widest_record_bytes(source)
     column = column_dtype(source.n_vars).itemsize
     per_entry = column + native_dtype(source.data.dtype).itemsize + record
-    pages = -(-block_rows // PAGE_ROWS)
-    tables = (24 + 8 * pages) * source.n_vars + 24 * (block_rows + 1)
+    pages = -(-block_rows // PAGE_ROWS) if is_paged(source) else 1
+    tables = (24 + 24 * pages) * source.n_vars + 24 * (block_rows + 1)
     chunks = 4 * _piece_bytes(source, "data") + 4 * _piece_bytes(source, "indices")
     fragment = 2 * min(block_nnz, column_width * block_rows) * record
     return block_nnz * per_entry + tables + chunks + fragment
@@ -69,13 +78,14 @@ def combine_bytes(
     """Peak bytes of one combine task, without the process itself.
 
     Rows and payload of the region; one encoded and one decoded fragment; the counters of
-    the columns, of every open fragment file too; one target chunk with its converted and its
-    encoded copy.
+    the columns; the tables of all open fragment files; one target chunk with its converted and
+    its encoded copy.
     """
     itemsize = native_dtype(source.data.dtype).itemsize
     row_itemsize = row_dtype(source.n_obs).itemsize
     fragment = min(block_nnz, column_width * block_rows) * widest_record_bytes(source)
-    tables = (32 + 4 * (2 * FILES_AHEAD + 1)) * source.n_vars
+    n_ranges = -(-source.n_vars // column_width)
+    tables = 32 * source.n_vars + FRAGMENT_TABLE_BYTES * (2 * FILES_AHEAD + 1) * n_ranges
     chunk = 4 * target.chunk_nnz * max(itemsize, row_itemsize)
     return region_nnz * (row_itemsize + itemsize) + 3 * fragment + READ_PIECE_BYTES + tables + chunk
 

@@ -28,7 +28,6 @@ from dask_convert.errors import MemoryBudgetError, PlanError
 from dask_convert.planning import memory
 from dask_convert.planning.dtypes import requested_dtype
 from dask_convert.planning.layout import (
-    PAGE_ROWS,
     Codec,
     FragmentLayout,
     MatrixSource,
@@ -50,8 +49,6 @@ MAX_TASK_NNZ = 2**26
 MAX_REGION_NNZ = 2**28
 FRAGMENT_RECORDS = 2**15
 FRAGMENT_BYTES = 2**24
-MIN_PAGE_RECORDS = 4
-"""Mean records per column and page below which pages are not worth their counts."""
 MAX_SHARDS = 128
 MIN_SHARD_NNZ = 2**20
 MAX_SHARD_NNZ = 2**24
@@ -193,19 +190,18 @@ def _matrix_plan(
     regions = target_regions(source.nnz, region_nnz)
     largest = max((b.nnz for b in blocks), default=0)
     most_rows = max((b.rows for b in blocks), default=0)
-    paged = PAGE_ROWS * source.nnz >= MIN_PAGE_RECORDS * source.n_obs * source.n_vars
     return MatrixPlan(
         source=source,
         target=target,
         column_width=width,
-        paged=paged,
+        paged=memory.is_paged(source),
         blocks=blocks,
         regions=regions,
         split_bytes=memory.split_bytes(source, largest, most_rows, width),
         combine_bytes=memory.combine_bytes(
             source, target, min(region_nnz, source.nnz), largest, most_rows, width
         ),
-        scratch_bytes=_scratch_bytes(source, len(blocks), width, paged=paged),
+        scratch_bytes=_scratch_bytes(source, len(blocks), width),
         target_bytes=_target_bytes(source, settings),
     )
 
@@ -374,9 +370,9 @@ def _target_bytes(source: MatrixSource, settings: Settings) -> int:
     return entries + 8 * (source.n_vars + 1)
 
 
-def _scratch_bytes(source: MatrixSource, n_blocks: int, column_width: int, *, paged: bool) -> int:
+def _scratch_bytes(source: MatrixSource, n_blocks: int, column_width: int) -> int:
     """What the fragments take at most; paged records are two bytes, however the source packs."""
     head_bytes = FragmentLayout(source.n_vars, column_width).head_bytes
-    least = source.nnz * 9 // 4 if paged else 0
+    least = source.nnz * 9 // 4 if memory.is_paged(source) else 0
     entries = max(_stored_bound(source, 4), least)
     return entries + n_blocks * (head_bytes + 4096) + 8 * source.n_obs

@@ -256,7 +256,7 @@ def decode_paged(
         start += int(counts[column : column + columns].sum(dtype=np.int64))
         column += columns
     return counts, PagedRecords(
-        records, page_counts, np.concatenate(places), np.concatenate(values)
+        records, page_counts, n_columns[0], np.concatenate(places), np.concatenate(values)
     )
 
 

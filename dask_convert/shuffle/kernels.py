@@ -93,70 +93,77 @@ def scatter_paged(
     row_ends: NDArray[np.int64],
     tile_columns: int,
     cursors: NDArray[np.uint32],
-    page_ends: NDArray[np.uint32],
     records: NDArray[np.uint16],
 ) -> None:
-    """As `scatter_words`, for the records of `dask_convert.shuffle.pages`.
+    """As `scatter_words`, page by page, for the records of `dask_convert.shuffle.pages`.
 
-    `page_ends`, of shape (pages, n_vars), is given the cursors as they are after each page.
+    `cursors` have a row for each page: where the first record of each column in it goes.
     """
     escape = np.uint32(255)
-    last_in_page = np.uint32(255)
-    for start in range(0, cursors.size, tile_columns):
-        stop = min(start + tile_columns, cursors.size)
-        tile_end = np.uint32(stop)
-        for row in range(row_ends.size):
-            k = np.uint64(next_entries[row])
-            end = np.uint64(row_ends[row])
-            row_in_page = np.uint32(row) & last_in_page
-            while k < end:
-                column = np.uint32(columns[k])
-                if column >= tile_end:
-                    break
-                place = cursors[column]
-                cursors[column] = place + np.uint32(1)
-                records[place] = (min(np.uint32(payload[k]), escape) << np.uint32(8)) | row_in_page
-                k += np.uint64(1)
-            next_entries[row] = k
-            if row_in_page == last_in_page or row == row_ends.size - 1:
-                page_ends[row // 256, start:stop] = cursors[start:stop]
+    for page in range(cursors.shape[0]):
+        own = cursors[page]
+        first_row = page * 256
+        stop_row = min(first_row + 256, row_ends.size)
+        for start in range(0, own.size, tile_columns):
+            stop = np.uint32(min(start + tile_columns, own.size))
+            for row in range(first_row, stop_row):
+                k = np.uint64(next_entries[row])
+                end = np.uint64(row_ends[row])
+                row_in_page = np.uint32(row - first_row)
+                while k < end:
+                    column = np.uint32(columns[k])
+                    if column >= stop:
+                        break
+                    place = own[column]
+                    own[column] = place + np.uint32(1)
+                    value = min(np.uint32(payload[k]), escape)
+                    records[place] = (value << np.uint32(8)) | row_in_page
+                    k += np.uint64(1)
+                next_entries[row] = k
 
 
 @kernel
 def unpage(
     records: NDArray[np.uint16],
-    starts: NDArray[np.uint32],
-    page_counts: _U,
+    page_counts: NDArray[np.uint16],
+    column_width: int,
+    sources: NDArray[np.int64],
     words: NDArray[np.uint32],
 ) -> None:
-    """Turn paged records into one-word records, escapes not yet resolved; O(n).
+    """Turn paged records into one-word records in column order, escapes not yet resolved; O(n).
 
     Parameters
     ----------
-    records
-        Of some columns.
-    starts
-        Where each column begins in `records`.
-    page_counts
-        Records of each column in each page; those beyond are left alone.
+    records, page_counts, column_width
+        See `dask_convert.shuffle.pages.PagedRecords`.
+    sources
+        Room for a position in each page.
     words
-        Written at the same places.
+        Written, as many as there are records.
     """
+    k = 0
+    end = 0
     for column in range(page_counts.shape[0]):
-        k = np.uint64(starts[column])
+        if column % column_width == 0:
+            end = _find_pages(page_counts, column, column_width, end, sources)
         for page in range(page_counts.shape[1]):
             first_row = np.uint32(page * 256)
+            source = sources[page]
             for _ in range(page_counts[column, page]):
-                record = np.uint32(records[k])
+                record = np.uint32(records[source])
                 row = first_row + (record & np.uint32(255))
                 words[k] = ((record >> np.uint32(8)) << np.uint32(16)) | row
-                k += np.uint64(1)
+                source += 1
+                k += 1
+            sources[page] = source
 
 
 @kernel
 def place_paged(
     records: NDArray[np.uint16],
     page_counts: NDArray[np.uint16],
+    column_width: int,
+    sources: NDArray[np.int64],
     cursors: NDArray[np.int64],
     length: int,
     first_row: int,
@@ -165,27 +172,51 @@ def place_paged(
 ) -> None:
     """As `place_words`, for paged records, escapes not yet resolved; O(n).
 
-    `page_counts` has the records of each column in each page. Lengthy runs are what the
-    slices are for: the compiler makes vector code of a loop over them.
+    Every page is read from its begin to its end, all side by side, and every column is written
+    so. Lengthy runs are what the slices are for: the compiler makes vector code of a loop over
+    them. For the first four parameters see `unpage`.
     """
-    k = 0
+    end = 0
     for column in range(page_counts.shape[0]):
+        if column % column_width == 0:
+            end = _find_pages(page_counts, column, column_width, end, sources)
         place = int(cursors[column])
         base = first_row
         for page in range(page_counts.shape[1]):
             count = int(page_counts[column, page])
+            source = sources[page]
             low = min(max(0, -place), count)
             high = max(min(count, length - place), low)
-            run = records[k + low : k + high]
+            run = records[source + low : source + high]
             run_rows = rows[place + low : place + high]
             run_payload = payload[place + low : place + high]
             for i in range(run.size):
                 run_rows[i] = base + np.int64(run[i] & np.uint16(255))
                 run_payload[i] = run[i] >> np.uint16(8)
-            k += count
+            sources[page] = source + count
             place += count
             base += 256
         cursors[column] = place
+
+
+@kernel
+def _find_pages(
+    page_counts: NDArray[np.uint16],
+    first_column: int,
+    column_width: int,
+    start: int,
+    sources: NDArray[np.int64],
+) -> int:
+    """Where each page of a column range begins, whose records begin at `start`; returns its end."""
+    sources[:] = 0
+    for column in range(first_column, min(first_column + column_width, page_counts.shape[0])):
+        for page in range(sources.size):
+            sources[page] += np.int64(page_counts[column, page])
+    for page in range(sources.size):
+        count = sources[page]
+        sources[page] = start
+        start += count
+    return start
 
 
 @kernel

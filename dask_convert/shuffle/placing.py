@@ -109,12 +109,20 @@ class RegionEntries:
         cursors = self.cursors[columns]
         bits = payload_bits(self._values)
         if paged.escape_places.size:
-            # As far from its column's cursor as in the records.
+            # As far from its column's cursor as from its column's first record.
             ends = np.cumsum(counts, dtype=np.int64)
             column = np.searchsorted(ends, paged.escape_places, side="right")
             places = cursors[column] + paged.escape_places - (ends - counts)[column]
         kernels.place_paged(
-            paged.records, paged.page_counts, cursors, self._length, first_row, self._rows, bits
+            paged.records,
+            paged.page_counts,
+            paged.column_width,
+            np.empty(paged.page_counts.shape[1], np.int64),
+            cursors,
+            self._length,
+            first_row,
+            self._rows,
+            bits,
         )
         if paged.escape_places.size:
             inside = (places >= 0) & (places < self._length)

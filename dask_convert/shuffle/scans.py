@@ -17,8 +17,15 @@ _U = NDArray[np.unsignedinteger[Any]]
 
 
 @kernel
-def check_and_count(indices: _I, n_vars: int, columns: _I, counts: NDArray[np.uint32]) -> int:
-    """Copy column indices, each within ``[0, n_vars)``, and count them; O(n).
+def check_and_count(
+    indices: _I,
+    n_vars: int,
+    columns: _I,
+    position: int,
+    page_ends: NDArray[np.int64],
+    page_counts: NDArray[np.uint32],
+) -> int:
+    """Copy column indices, each within ``[0, n_vars)``, and count them page by page; O(n).
 
     Returns the position of the first that is not within, or -1. Each slice is checked before it
     is counted, and still lies in the first-level cache then.
@@ -31,12 +38,21 @@ def check_and_count(indices: _I, n_vars: int, columns: _I, counts: NDArray[np.ui
         Number of columns.
     columns
         Are given the indices; of a type that holds ``n_vars - 1``. Unusable if one is not within.
-    counts
-        Occurrences of each column; added to.
+    position
+        Of the first index within its row block.
+    page_ends
+        Where each page of the block ends; the last one holds the last index.
+    page_counts
+        Occurrences of each column in each page, shape (pages, n_vars); added to.
     """
-    for start in range(0, indices.size, 4096):
-        own = indices[start : start + 4096]
-        checked = columns[start : start + 4096]
+    page = np.searchsorted(page_ends, position, side="right")
+    start = 0
+    while start < indices.size:
+        while page_ends[page] <= position + start:
+            page += 1
+        stop = min(start + 4096, indices.size, page_ends[page] - position)
+        own = indices[start:stop]
+        checked = columns[start:stop]
         bad = False
         for k in range(own.size):
             index = own[k]
@@ -46,8 +62,10 @@ def check_and_count(indices: _I, n_vars: int, columns: _I, counts: NDArray[np.ui
             for k in range(own.size):
                 if own[k] < 0 or own[k] >= n_vars:
                     return start + k
+        counts = page_counts[page]
         for k in range(own.size):
             counts[np.uint32(checked[k])] += np.uint32(1)
+        start = stop
     return -1
 
 
