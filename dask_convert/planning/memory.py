@@ -54,17 +54,20 @@ def is_paged(source: MatrixSource) -> bool:
 def split_bytes(source: MatrixSource, block_nnz: int, block_rows: int, column_width: int) -> int:
     """Peak bytes of one split task, without the process itself.
 
-    Columns, values and records of the block; the inflated chunk with its compressed and converted
-    copies; the per-column tables; one fragment while it is encoded.
+    Columns, values and records of the block, as words of the widest kind or paged, with the
+    tables of their pages; the inflated chunk with its compressed and converted copies; the
+    per-column tables; one fragment while it is encoded.
     """
-    record = widest_record_bytes(source)
     column = column_dtype(source.n_vars).itemsize
-    per_entry = column + native_dtype(source.data.dtype).itemsize + record
-    pages = -(-block_rows // PAGE_ROWS) if is_paged(source) else 1
-    tables = (24 + 24 * pages) * source.n_vars + 24 * (block_rows + 1)
+    value = native_dtype(source.data.dtype).itemsize
+    record = widest_record_bytes(source)
+    counts = source.n_vars * (-(-block_rows // PAGE_ROWS) if is_paged(source) else 1)
+    as_words = block_nnz * (column + value + record) + 4 * counts
+    as_pages = block_nnz * (column + 2 + 2) + 14 * counts
+    tables = 24 * source.n_vars + 24 * (block_rows + 1)
     chunks = 4 * _piece_bytes(source, "data") + 4 * _piece_bytes(source, "indices")
     fragment = 2 * min(block_nnz, column_width * block_rows) * record
-    return block_nnz * per_entry + tables + chunks + fragment
+    return max(as_words, as_pages) + tables + chunks + fragment
 
 
 def combine_bytes(

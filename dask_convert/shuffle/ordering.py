@@ -160,15 +160,15 @@ class BlockRecords:
     def _paged_records(
         self, bits: NDArray[np.unsignedinteger[Any]], escapes: NDArray[np.uint32]
     ) -> PagedRecords:
+        cursors = _page_starts(self._page_counts, self._column_width)
         records = np.empty(bits.size, np.uint16)
-        ordered, starts = _page_starts(self._page_counts, self._column_width)
         kernels.scatter_paged(
             self._columns,
             bits,
             self._row_starts(),
             self._row_ends,
             self._tile_columns(),
-            starts,
+            cursors,
             records,
         )
         # Entries are in row order, and neither order changes that of entries which agree in the
@@ -179,12 +179,12 @@ class BlockRecords:
             records=records,
             page_counts=np.ascontiguousarray(self._page_counts.T, np.uint16),
             column_width=self._column_width,
-            escape_places=self._places_by_column(found, ordered),
+            escape_places=self._places_by_column(found, cursors) if found.size else found,
             escape_values=bits[escapes[by_column]].astype(np.uint16),
         )
 
     def _places_by_column(
-        self, found: NDArray[np.uint32], ordered: NDArray[np.uint32]
+        self, found: NDArray[np.uint32], page_ends: NDArray[np.uint32]
     ) -> NDArray[np.uint32]:
         """Where records would be if they were in column order, pages aside; ascending.
 
@@ -192,19 +192,17 @@ class BlockRecords:
         ----------
         found
             Where they are.
-        ordered
-            See `_page_starts`.
+        page_ends
+            As `_page_starts`, of the ends; used up.
         """
-        if not found.size:
-            return found
-        ends = np.cumsum(ordered, dtype=np.uint32)
-        run = np.searchsorted(ends, found, side="right")
-        in_run = found - (ends[run] - ordered.reshape(-1)[run])
+        ordered = _by_range(page_ends, self._column_width)
+        run = np.searchsorted(ordered.reshape(-1), found, side="right")
         range_number, page, column = np.unravel_index(run, ordered.shape)
         column += range_number * self._column_width
-        before = np.cumsum(self._page_counts, axis=0, dtype=np.uint32)
-        before -= self._page_counts
-        return np.sort(_starts(self.counts)[column] + before[page, column] + in_run)
+        to_end = page_ends[page, column] - found
+        ends = page_ends[:, : self.counts.size]
+        np.cumsum(self._page_counts, axis=0, out=ends)  # now of each column by itself
+        return np.sort(_starts(self.counts)[column] + ends[page, column] - to_end)
 
     def _row_starts(self) -> NDArray[np.uint32]:
         return np.concatenate([[0], self._row_ends[:-1]]).astype(np.uint32)
@@ -213,26 +211,25 @@ class BlockRecords:
         return _TILE_COLUMNS if self._ascending else self.counts.size
 
 
-def _page_starts(
-    page_counts: NDArray[np.uint32], column_width: int
-) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Counts in the order of paged records, and where each column of each page begins in it.
+def _page_starts(page_counts: NDArray[np.uint32], column_width: int) -> NDArray[np.uint32]:
+    """Where each column of each page begins in the order of paged records.
 
     Returns
     -------
-        Shapes (ranges, pages, `column_width`) and (pages, ranges × `column_width`); columns
-        beyond the last count nothing.
+        Shape (pages, ranges × `column_width`); columns beyond the last have nothing.
     """
     n_pages, n_vars = page_counts.shape
-    n_ranges = -(-n_vars // column_width)
-    padded = np.zeros((n_pages, n_ranges * column_width), np.uint32)
+    padded = np.zeros((n_pages, -(-n_vars // column_width) * column_width), np.uint32)
     padded[:, :n_vars] = page_counts
-    ordered = np.ascontiguousarray(
-        padded.reshape(n_pages, n_ranges, column_width).transpose(1, 0, 2)
-    )
+    ordered = _by_range(padded, column_width)
     starts = _starts(ordered.reshape(-1)).reshape(ordered.shape)
     padded[:] = starts.transpose(1, 0, 2).reshape(padded.shape)
-    return ordered, padded
+    return padded
+
+
+def _by_range(by_page: NDArray[np.uint32], column_width: int) -> NDArray[np.uint32]:
+    """A copy of what has a row for each page, as (ranges, pages, columns of the range)."""
+    return by_page.reshape(len(by_page), -1, column_width).transpose(1, 0, 2).copy()
 
 
 def _starts(counts: NDArray[np.uint32]) -> NDArray[np.uint32]:
