@@ -16,7 +16,7 @@ import psutil
 from numpy.typing import NDArray
 
 from benchmarks.measuring import ROOT, Results, Row, say
-from dask_convert.planning.layout import ArraySource, MatrixSource
+from dask_convert.planning.layout import FRAGMENT_TABLE_BYTES, PAGE_ROWS, ArraySource, MatrixSource
 from dask_convert.planning.planner import conversion_plan
 from dask_convert.planning.plans import ConversionPlan, RowIndex, Settings
 
@@ -25,8 +25,8 @@ SLAB_ROWS = 2**20
 SOURCE_CHUNK = 2**17
 STORED = {"data": 0.75, "indices": 1.55}
 """Bytes per entry of the sources that were measured, gzip as anndata writes it."""
-FRAGMENT_BYTES, TARGET_BYTES = 2.1, 1.41
-"""Bytes per entry, measured."""
+RECORD_BYTES, TARGET_BYTES = 2, 1.41
+"""Bytes per entry: of paged records without their index, and, measured, of the target."""
 CORE_SECONDS = 79e-9
 """Of one core per entry, measured at full size: 39.4 ns of wall time on two cores."""
 
@@ -84,8 +84,10 @@ def _rows(plan: ConversionPlan, workers: int) -> Iterator[Row]:
     shards = 2 * -(-nnz // matrix.target.shard_nnz)
     chunks = 2 * -(-nnz // SOURCE_CHUNK)
     pairs = blocks * regions
-    head_bytes = 4 * matrix.source.n_vars / regions + 12 * matrix.fragment_layout.n_ranges / regions
-    slice_bytes = nnz * FRAGMENT_BYTES / pairs
+    table_bytes = FRAGMENT_TABLE_BYTES * matrix.fragment_layout.n_ranges / regions
+    pages = -(-matrix.blocks[0].rows // PAGE_ROWS)
+    index_bytes = 2 * pages * matrix.source.n_vars / regions
+    slice_bytes = nnz * RECORD_BYTES / pairs
 
     def row(what: str, n_bytes: float, requests: float, opens: float, files: int) -> Row:
         return {
@@ -102,10 +104,12 @@ def _rows(plan: ConversionPlan, workers: int) -> Iterator[Row]:
 
     yield row("split: read source", nnz * sum(STORED.values()), chunks + 2 * blocks, 2 * blocks, 0)
     # Writers hand over some MiB at a time; a report, published by a rename, goes with each file.
-    written = nnz * FRAGMENT_BYTES + blocks * matrix.fragment_layout.head_bytes
+    written = nnz * RECORD_BYTES + pairs * index_bytes + blocks * matrix.fragment_layout.head_bytes
     yield row("split: write fragments", written, blocks * 64, 2 * blocks, 2 * blocks)
     yield row("combine: read slices", pairs * slice_bytes, pairs, pairs, 0)
-    yield row("combine: read heads", pairs * (head_bytes + 4096), 3 * pairs, 0, 0)
+    # The first bytes of the head, which are a page of the file system, the table, the index.
+    small_bytes = 4096 + table_bytes + index_bytes
+    yield row("combine: read heads", pairs * small_bytes, 3 * pairs, 0, 0)
     yield row("combine: write shards", nnz * TARGET_BYTES, nnz * 2 / matrix.target.chunk_nnz,
               shards + regions, shards + regions)  # fmt: skip
     say(
