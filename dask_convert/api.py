@@ -17,7 +17,7 @@ from dask_convert.display.progress import Several
 from dask_convert.display.report import RunReport
 from dask_convert.engine.graph import Executor
 from dask_convert.engine.results import ConversionResult, VerificationResult
-from dask_convert.errors import SourceWarning, StoreError
+from dask_convert.errors import PlanError, SourceWarning, StoreError
 from dask_convert.options import (
     ConvertOptions,
     Options,
@@ -127,7 +127,7 @@ def convert(
         After how long without a sign of life a worker of the local cluster counts as lost.
     verify
         Compare the store with its source before it gets its name. What the conversion reads is
-        digested on the way, so the source is not read again but for one row block in 16.
+        digested on the way, so the source is not read again but for one row block in 32.
     dashboard_address
         Host and port of the local cluster's dashboard, None for none; port 0 takes any.
     on_dashboard
@@ -167,6 +167,7 @@ def convert(
     chosen = Options(**options)
     chosen.prepare(verifying=chosen.verify)
     source, target = Path(source).absolute(), Path(target).absolute()
+    _require_named_as_made(target, chosen.profile)
     record = RunReport(str(source), str(target))
     written = record.written_to(None if chosen.report is None else Path(chosen.report))
     with short_interrupt(), ExitStack() as held, written:
@@ -175,6 +176,20 @@ def convert(
         _warn_of_squares(planned)
         record.result = _run(source, target, planned, found, chosen, record, held)
         return record.result
+
+
+def _require_named_as_made(target: Path, profile: str) -> None:
+    """Refuse a name that says that the target is what it will not be."""
+    ending = target.suffix.lower()
+    if profile == "cellxgene" and ending == ".zarr":
+        msg = f"{target}: the profile cellxgene makes an h5ad file; let its name end in .h5ad"
+        raise PlanError(msg)
+    if profile != "cellxgene" and ending in {".h5ad", ".h5"}:
+        msg = (
+            f"{target}: a zarr store is what is made; let its name end in .zarr (the profile "
+            "cellxgene makes an h5ad file)"
+        )
+        raise PlanError(msg)
 
 
 def _run(

@@ -125,6 +125,8 @@ def clean(target: Path, scratch: Path | None, *, as_json: bool) -> None:
         return
     for directory in cleared:
         click.echo(f"cleared {directory}")
+    if not cleared:
+        click.echo(f"found nothing that a dead conversion to {target} has left")
 
 
 @main.command(cls=Command)

@@ -40,6 +40,22 @@ class Command(click.Command):
         if any(isinstance(parameter, RareOption) for parameter in self.params):
             self.params.append(_help_all())
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Read the arguments; with ``--json`` a mistake in them is JSON, too."""
+        as_json = "--json" in args and any(p.name == "as_json" for p in self.params)
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            if as_json:
+                _print_error(error, error.format_message(), error.exit_code, resumable=False)
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run it, and turn errors into lines and exit codes."""
         _collect_garbage_rarely()
@@ -120,10 +136,13 @@ def _help_all() -> click.Option:
 def _fail(ctx: click.Context, error: BaseException, text: str, exit_code: int) -> None:
     click.echo(f"dask-convert: {_with_notes(error, text)}", err=True)
     if ctx.meta[_JSON]:
-        fields = {"type": type(error).__name__, "message": text, "exit_code": exit_code}
-        fields["resumable"] = getattr(error, "resumable", True)
-        print_json({"error": fields})
+        _print_error(error, text, exit_code, resumable=getattr(error, "resumable", True))
     sys.exit(exit_code)
+
+
+def _print_error(error: BaseException, text: str, exit_code: int, *, resumable: bool) -> None:
+    fields = {"type": type(error).__name__, "message": text, "exit_code": exit_code}
+    print_json({"error": {**fields, "resumable": resumable}})
 
 
 def _with_notes(error: BaseException, text: str) -> str:

@@ -105,7 +105,7 @@ class ResumeError(DaskConvertError):
 
 
 class ScratchError(DaskConvertError):
-    """Something that this package did not make is where its scratch belongs."""
+    """Scratch cannot be made where it belongs, or something else is there."""
 
     exit_code = 12
 

@@ -231,6 +231,55 @@ def test_a_running_conversion_can_be_ended(tmp_path: Path, number: signal.Signal
     assert not psutil.wait_procs(session(process.pid), timeout=20)[1]
 
 
+def test_clean_says_that_there_was_nothing(tmp_path: Path) -> None:
+    """A name that was mistyped is not silently taken for one that is clean."""
+    result = run("clean", tmp_path / "gnes.zarr")
+    assert (result.exit_code, len(result.output.splitlines())) == (0, 1)
+    assert (
+        f"found nothing that a dead conversion to {tmp_path / 'gnes.zarr'} has left"
+        in result.output
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "remedy"),
+    [
+        ("genes.h5ad", "anndata", ".zarr"),
+        ("genes.H5", "vitessce", ".zarr"),
+        ("genes.zarr", "cellxgene", ".h5ad"),
+    ],
+)
+def test_a_target_is_named_as_what_it_will_be(
+    source: Path, tmp_path: Path, name: str, profile: str, remedy: str
+) -> None:
+    """A store is no h5ad file, and an h5ad file is no store; nothing is made of either."""
+    before = sorted(tmp_path.iterdir())
+    result = run("convert", source, tmp_path / name, "--workers", 0, "--profile", profile)
+    assert result.exit_code == 2
+    assert f"let its name end in {remedy}" in result.output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [["convert", "--json"], ["plan", "cells.h5ad", "--json", "--workers", "some"]]
+)
+def test_mistakes_in_arguments_are_json_where_json_is_asked_for(arguments: list[str]) -> None:
+    """What click itself refuses has the form of all errors, and its own exit code."""
+    result = run(*arguments)
+    error = json.loads(result.stdout)["error"]
+    assert result.exit_code == error["exit_code"] == 2
+    assert error["message"] in result.stderr.replace("\n", " ")
+    assert error["resumable"] is False
+
+
+def test_scratch_that_cannot_be_made_is_refused(source: Path, tmp_path: Path) -> None:
+    """By an error of its own: room on disk is not what is missing, and trying again is no help."""
+    result = run(
+        "convert", source, tmp_path / "genes.zarr", "--workers", 0, "--scratch", source / "below"
+    )
+    assert (result.exit_code, "cannot make a scratch directory" in result.output) == (12, True)
+
+
 def test_demo_tells_its_story(tmp_path: Path) -> None:
     """It makes, converts, compares and reads; a second one at the same place is refused."""
     directory = tmp_path / "demo"

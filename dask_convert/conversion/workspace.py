@@ -32,7 +32,7 @@ import msgspec
 
 from dask_convert.conversion.locks import is_locked
 from dask_convert.engine.results import ConversionResult
-from dask_convert.errors import DiskSpaceError, ScratchError
+from dask_convert.errors import ScratchError
 from dask_convert.files.failpoints import reach
 from dask_convert.files.fingerprints import SourcePrint
 from dask_convert.files.scratch import load_struct, save_struct
@@ -141,9 +141,7 @@ def begin(space: Workspace, state: RunState) -> None:
     Raises
     ------
     ScratchError
-        Something that is not ours has their names.
-    DiskSpaceError
-        They cannot be made.
+        They cannot be made, or something that is not ours has their names.
     """
     try:
         space.scratch_parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +157,7 @@ def begin(space: Workspace, state: RunState) -> None:
         store.with_name("attempts").mkdir()
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         msg = f"cannot make a scratch directory in {space.scratch_parent}: {error.strerror}"
-        raise DiskSpaceError(msg) from error
+        raise ScratchError(msg) from error
     reach("store: made")
     save_struct(space.state, "state", state, durable=True)
 
