@@ -158,6 +158,31 @@ def test_the_page_cache_is_left_to_others_by_what_would_fill_it(
     assert told == ([] if share else [(first, last - first)])
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_every_chunk_is_fetched_ahead_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    """In few calls where chunks lie together; one by one where another array lies between."""
+    with h5py.File(tmp_path / "long.h5", "w") as file:
+        data = file.create_dataset("data", (10_000,), "f8", chunks=(1000,), compression="gzip")
+        for start in range(0, 10_000, 1000):
+            data[start : start + 1000] = np.random.default_rng(start).random(1000)
+            data.id.flush()
+            if apart:
+                file[f"between/{start}"] = np.ones(5000)
+        array = hdf5.array_source(data, file.filename)
+        table = chunk_table(data)
+    told: list[tuple[int, int]] = []
+    piece_bytes = int(table["stored_bytes"].max()) * 3  # a few chunks ahead
+    monkeypatch.setattr(hdf5.memory, "READ_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(hdf5, "will_need", lambda _file, *where: told.append(where))
+    with MemberReader(tmp_path / "long.h5", "data", array, table) as reader:
+        for first, _piece in reader.pieces(0, 10_000):
+            offset, size = table[first // 1000].tolist()
+            assert any(start <= offset and offset + size <= start + n for start, n in told)
+    assert (len(told) > 5) is apart
+
+
 def test_a_chunk_that_skipped_its_filters_is_left_to_hdf5(path: Path) -> None:
     """Its filter mask says so; then there is no table, and HDF5 reads it right."""
     raw = np.arange(7, dtype="f4")

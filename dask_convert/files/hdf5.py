@@ -13,7 +13,6 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -242,11 +241,10 @@ class MemberReader:
         chunks = table[numbers.start : numbers.stop].tolist()
         stored_bytes = sum(size for _, size in chunks)
         ahead = memory.READ_PIECE_BYTES * len(chunks) // max(stored_bytes, 1) + 1
-        for offset, size in chunks[:ahead]:
-            will_need(self._descriptor, offset, size)
-        for number, (offset, size), later in zip_longest(numbers, chunks, chunks[ahead:]):
-            if later:
-                will_need(self._descriptor, *later)
+        self._expect(chunks[:ahead])
+        for done, (number, (offset, size)) in enumerate(zip(numbers, chunks, strict=True)):
+            if done % ahead == 0:
+                self._expect(chunks[done + ahead : done + 2 * ahead])
             first = number * length
             what = f"{self._name}, chunk {number} (elements from {first})"
             if not size:
@@ -258,6 +256,13 @@ class MemberReader:
             yield first + low, elements[low:high].astype(self._native, copy=False)
         self._forget(chunks)
 
+    def _expect(self, chunks: list[tuple[int, int]]) -> None:
+        """Have chunks fetched: at once where they lie together, as most writers put them."""
+        written = [(offset, size) for offset, size in chunks if size]
+        together = _extent(written)
+        for offset, size in [together] if together else written:
+            will_need(self._descriptor, offset, size)
+
     def _forget(self, chunks: list[tuple[int, int]]) -> None:
         """Leave the page cache to fragments, where this array would fill much of it.
 
@@ -265,10 +270,9 @@ class MemberReader:
         """
         if self._array.stored_bytes < CACHED_SHARE * _memory_bytes():
             return
-        first = min(offset for offset, _ in chunks)
-        size = max(offset + size for offset, size in chunks) - first
-        if size <= 2 * sum(size for _, size in chunks):  # else other arrays lie between
-            not_needed(self._descriptor, first, size)
+        together = _extent(chunks)
+        if together:  # else other arrays lie between
+            not_needed(self._descriptor, *together)
 
     def _contiguous_pieces(self, offset: int, start: int, stop: int) -> Iterator[Piece]:
         stored = np.dtype(self._array.dtype)
@@ -306,6 +310,15 @@ class MemberReader:
             read += more
         self.stored_bytes += size
         return read
+
+
+def _extent(chunks: list[tuple[int, int]]) -> tuple[int, int] | None:
+    """Offset and size of the part of a file that chunks fill; None if most of it is not theirs."""
+    if not chunks:
+        return None
+    first = min(offset for offset, _ in chunks)
+    size = max(offset + size for offset, size in chunks) - first
+    return (first, size) if size <= 2 * sum(size for _, size in chunks) else None
 
 
 def _memory_bytes() -> int:
