@@ -22,7 +22,7 @@ ROWS_AT_ONCE = 10_000
 def ours(source: Path, target: Path, **options: Any) -> dict[str, Any]:
     """What is measured here, just as its command line runs it."""
     if options.get("workers") != 0:
-        from dask_convert.places.local_cluster import prepare_workers
+        from dask_convert.places.worker_start import prepare_workers
 
         prepare_workers()
     from dask_convert import api
@@ -46,7 +46,7 @@ def ours(source: Path, target: Path, **options: Any) -> dict[str, Any]:
 
 def streamed(source: Path, target: Path, **options: Any) -> dict[str, Any]:
     """The same, with dask's task stream: when each task ran, and where."""
-    from dask_convert.places.local_cluster import prepare_workers
+    from dask_convert.places.worker_start import prepare_workers
 
     prepare_workers()
     from dask_convert import api

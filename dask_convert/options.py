@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 import msgspec
 
 from dask_convert.errors import PlanError
-from dask_convert.places.local_cluster import load_libraries, prepare_workers, runs_locally
+from dask_convert.places.local_cluster import runs_locally
 from dask_convert.places.main_guard import require_main_guard
 from dask_convert.places.places import ClusterKind, Patience, Place, placed
 from dask_convert.places.slurm_settings import SlurmSettings, parsed_bytes
+from dask_convert.places.worker_start import load_libraries, prepare_workers
 from dask_convert.planning.layout import DEFAULT_CODEC, Codec
 from dask_convert.planning.limits import Limits
 from dask_convert.planning.plans import Settings

@@ -20,6 +20,7 @@ import pytest
 import scipy.sparse
 from click.testing import CliRunner, Result
 
+from dask_convert import cli
 from dask_convert.cli import main
 from dask_convert.example.synthetic import write_synthetic_h5ad
 from dask_convert.files import failpoints
@@ -65,6 +66,33 @@ def test_plan_touches_nothing(source: Path, tmp_path: Path) -> None:
     assert plan["matrices"][0]["source"]["nnz"] == anndata.read_h5ad(source).X.nnz
     assert plan["projected"]["total_bytes"] <= plan["settings"]["memory"]
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "verifying"),
+    [
+        ((), [False]),
+        (("--verify",), [True]),
+        (("--help",), []),
+        (("--workers=0",), []),
+        (("--workers", "0"), []),
+        (("--cluster", "slurm"), []),
+        (("--scheduler", "tcp://127.0.0.1:1"), []),
+        (("--config", "none.yaml"), []),
+    ],
+)
+def test_workers_start_before_options_are_read_unless_those_may_say_otherwise(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], verifying: list[bool]
+) -> None:
+    """They are what takes longest; where none are wanted, none start."""
+    started: list[bool] = []
+    monkeypatch.setattr(cli, "prepare_workers", lambda *, verifying: started.append(verifying))
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+    run("convert", *options, "--no-such-option")  # is told of when options are read
+    assert started == verifying
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://127.0.0.1:1")
+    run("convert", *options, "--no-such-option")
+    assert started == verifying
 
 
 def test_a_plan_loads_neither_dask_clusters_nor_zarr(source: Path) -> None:

@@ -358,7 +358,7 @@ def test_workers_are_forked_from_a_process_that_has_loaded_their_work(tmp_path: 
     script = tmp_path / "script.py"
     script.write_text(
         "import multiprocessing, sys\n"
-        "from dask_convert.places.local_cluster import prepare_workers\n"
+        "from dask_convert.places.worker_start import prepare_workers\n"
         "def loaded():\n"
         "    return [name in sys.modules for name in sys.argv[1:]]\n"
         "if __name__ == '__main__':\n"

@@ -16,6 +16,7 @@ gc.disable()  # imports make a hundred thousand objects and no garbage
 import distributed.nanny  # noqa: E402  (after the line above, which is for all that follow)
 import distributed.worker  # noqa: E402
 import numpy as np  # noqa: E402
+from distributed.versions import get_versions  # noqa: E402
 from numcodecs import blosc  # noqa: E402
 
 from dask_convert.engine import attempts  # noqa: E402
@@ -57,6 +58,7 @@ def _load_kernels() -> None:
 
 
 _load_kernels()
+get_versions()  # which every worker tells, and takes 30 ms to find out: it remembers them
 # A worker has one thread for its task; left alone, blosc asks at every chunk which one it is in.
 blosc.use_threads = False
 sys.excepthook = _unless_the_caller_is_gone

@@ -11,38 +11,21 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from multiprocessing import forkserver
 from typing import TYPE_CHECKING
 
 import dask
 
 from dask_convert.errors import WorkerLostError
+from dask_convert.places.worker_start import WORKER_ENVIRONMENT, start_method
 from dask_convert.planning.limits import Limits
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
     from dask_convert.planning.plans import ConversionPlan
-
-WORKER_ENVIRONMENT = {
-    # One arena, and freed memory is used again: fetching pages from the system anew for every
-    # chunk and every task took a third of a worker's time. Only the largest buffers go back.
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
-    "MALLOC_TOP_PAD_": str(64 * 2**20),
-    # A worker has one core.
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-}
-"""Of every worker process."""
 
 ALLOWED_FAILURES = 3
 """Workers that a task may end before it counts as the reason; one more is told."""
@@ -54,6 +37,8 @@ WORKER_SETTINGS = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.95,
     "distributed.worker.profile.interval": "100ms",  # every 10 ms takes a worker 1 % of its time
+    # How often each scheduler, nanny and worker looks whether it is late; 20 ms takes another 1 %.
+    "distributed.admin.tick.interval": "500ms",
     **{
         f"distributed.nanny.pre-spawn-environ.{name}": text
         for name, text in WORKER_ENVIRONMENT.items()
@@ -76,56 +61,6 @@ def runs_locally(
     if cluster is None and workers is None:
         return dask.config.get("scheduler-address", None) is None
     return workers != 0
-
-
-def prepare_workers(*, verifying: bool = False) -> None:
-    """Start the process that local workers will be forked from, if that is how they start.
-
-    It imports what workers need while the caller goes on; calling this early hides most of
-    the start of a cluster. Does nothing if it runs already.
-
-    Parameters
-    ----------
-    verifying
-        Whether workers will read stores, with zarr, and digest them as well.
-    """
-    if not _start_method():
-        return
-    names = ["dask_convert.engine.preload"]
-    if verifying:
-        names.append("dask_convert.verification.preload")
-    multiprocessing.set_forkserver_preload(names)
-    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
-    os.environ.update(WORKER_ENVIRONMENT)  # the C library reads its own only when a process starts
-    try:
-        forkserver.ensure_running()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def load_libraries(*names: str) -> None:
-    """Import libraries that will be needed soon, half a second's worth, while the caller goes on.
-
-    Not modules of ours: they might wait for one that the caller is about to import, and it for
-    them.
-    """
-
-    def load() -> None:
-        for name in names:
-            import_module(name)
-
-    threading.Thread(target=load, name="load-libraries").start()
-
-
-def _start_method() -> dict[str, str]:
-    """Dask's setting for how workers start; forking is safe from a single-threaded server."""
-    if sys.platform != "linux":
-        return {}
-    return {"distributed.worker.multiprocessing-method": "forkserver"}
 
 
 @contextmanager
@@ -159,7 +94,7 @@ def local_client(
         _no_stragglers(),
         dask.config.set(WORKER_SETTINGS),
         dask.config.set({"distributed.scheduler.worker-ttl": ttl}),
-        dask.config.set(_start_method()),
+        dask.config.set(start_method()),
         # Not on scratch: workers that start late make it again, with all its parents.
         tempfile.TemporaryDirectory(prefix="dask-convert-") as directory,
         _local_cluster(plan, dashboard_address, directory, limits.start_seconds) as cluster,
@@ -203,7 +138,7 @@ def _local_cluster(
     from dask_convert.places.lazy_dashboard import load_when_asked_for
     from dask_convert.places.nannies import SureNanny
 
-    if _start_method():
+    if start_method():
         # Else dask would import pandas and all else that it may send, here, and for nothing: the
         # process that workers are forked from runs already.
         utils._forkserver_preload_set = True  # noqa: SLF001  (it has no setting for it)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import dask
 
 from dask_convert.errors import ClusterError
-from dask_convert.places.local_cluster import WORKER_ENVIRONMENT, WORKER_SETTINGS
+from dask_convert.places.local_cluster import WORKER_SETTINGS
 from dask_convert.places.slurm_settings import SlurmSettings
+from dask_convert.places.worker_start import WORKER_ENVIRONMENT
 
 if TYPE_CHECKING:
     from dask_jobqueue import SLURMCluster
