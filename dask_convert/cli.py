@@ -18,6 +18,7 @@ from dask_convert.cli_options import (
     QUIET,
     RUN,
     TRUST,
+    WORKERS,
     matrix_option,
     typed,
 )
@@ -194,7 +195,7 @@ def verify(source: Path, target: Path, *, as_json: bool, quiet: bool, **options:
     metavar="SIZE",
     help="What all processes together may use.",
 )
-@click.option("--workers", type=int, help="Worker processes; 0 for none.  [default: one per core]")
+@WORKERS
 @LOG
 def demo(directory: Path, n_obs: int, n_vars: int, memory: str, workers: int | None) -> None:
     """Make an example, convert it, check it against scipy and read a gene.

@@ -14,6 +14,7 @@ from dask_convert.conversion.publishing import new_directories
 from dask_convert.display import progress, summary
 from dask_convert.errors import DaskConvertError, TargetError
 from dask_convert.example.synthetic import write_synthetic_h5ad
+from dask_convert.options import Options
 from dask_convert.planning.sizes import bytes_text
 
 
@@ -43,12 +44,17 @@ def run_demo(
     ------
     TargetError
         The directory exists, or cannot be made.
+    PlanError
+        The memory is no size.
     DaskConvertError
         The result differs from scipy's.
     """
     if directory.exists():
         msg = f"{directory} exists already: name a directory that does not"
         raise TargetError(msg)
+    chosen = Options(memory=memory, workers=workers)
+    with chosen.place() as found:
+        chosen.settings(found)  # refuses what cannot be before an example is made
     with new_directories(directory):
         source, target = directory / "cells.h5ad", directory / "genes.zarr"
         say(f"1. Making {source}: {n_obs:,} cells x {n_vars:,} genes ...")

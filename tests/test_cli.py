@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 
 from dask_convert import cli
 from dask_convert.cli import main
+from dask_convert.errors import PlanError
 from dask_convert.example.synthetic import write_synthetic_h5ad
 from dask_convert.files import failpoints
 
@@ -317,6 +318,19 @@ def test_demo_tells_its_story(tmp_path: Path) -> None:
     assert "equal, bit by bit" in result.output
     assert "read in" in result.output
     assert run(*arguments).exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "exit_code"), [(("--memory", "much"), PlanError.exit_code), (("--workers", -1), 2)]
+)
+def test_demo_refuses_options_before_it_makes_anything(
+    tmp_path: Path, options: tuple[object, ...], exit_code: int
+) -> None:
+    """Nothing appears, and nobody has waited for an example."""
+    result = run("demo", tmp_path / "demo", *options)
+    assert result.exit_code == exit_code
+    assert str(options[1]) in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_demo_would_notice_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

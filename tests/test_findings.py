@@ -94,9 +94,9 @@ def test_a_conversion_counts_and_keeps_them(
     ("columns", "values", "words"),
     [
         ([[0, 2], [1, 2, 1]], [1, 2, 3, 4, 5], ["X/indices[4] is 1", "row 1", "duplicates"]),
-        ([[0, 2], [1, 2]], [1, 2, 0, 4], ["X/data[2] is np.float64(0.0)", "row 1, column 1"]),
-        ([[0, 2], [1, 2]], [1, np.nan, 3, 4], ["X/data[1] is np.float64(nan)", "row 0, column 2"]),
-        ([[0, 2], [1, 2]], [1, 2, 3, -np.inf], ["X/data[3] is np.float64(-inf)", "row 1"]),
+        ([[0, 2], [1, 2]], [1, 2, 0, 4], ["X/data[2] is 0.0,", "row 1, column 1"]),
+        ([[0, 2], [1, 2]], [1, np.nan, 3, 4], ["X/data[1] is nan,", "row 0, column 2"]),
+        ([[0, 2], [1, 2]], [1, 2, 3, -np.inf], ["X/data[3] is -inf,", "row 1"]),
     ],
 )
 def test_strict_refuses_them_by_name(

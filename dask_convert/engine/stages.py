@@ -336,4 +336,4 @@ def _entry(
     """The begin of a message about a value."""
     row = block.start + int(np.searchsorted(row_ends, at, side="right"))
     where = f"{plan.source.path}/data[{block.start_nnz + at}]"
-    return f"{where} is {value!r}, in row {row}, column {columns[at]}"
+    return f"{where} is {value}, in row {row}, column {columns[at]}"
