@@ -92,6 +92,15 @@ def test_every_special_value_in_every_type(source: str, asked: str) -> None:
         assert (first_changed(alone, dtype) < 0) == holds_exactly(alone[0], dtype), repr(value)
 
 
+@pytest.mark.parametrize("asked", DTYPES)
+def test_a_signalling_nan_is_told_without_a_warning(asked: str) -> None:
+    """Processors call its cast to a wider type invalid; integers hold none."""
+    values = np.array([0x3F800000, 0x7F800001], "u4").view("f4")
+    expected = first_changed_slowly(values, np.dtype(asked))
+    assert first_changed(values, np.dtype(asked)) == expected
+    assert first_changed(np.repeat(values, 7), np.dtype(asked)) == (7 if expected >= 0 else -1)
+
+
 @given(st.data())
 def test_first_changed_is_the_first_value_that_does_not_come_back(data: st.DataObject) -> None:
     """The position is that of the first value the oracle refuses, among many."""

@@ -132,8 +132,9 @@ def requested_dtype(name: str, data_dtype: np.dtype[np.generic]) -> np.dtype[np.
 def _inside(numbers: NDArray[Any], integer: np.dtype[np.generic]) -> NDArray[np.bool]:
     """Which numbers lie in the range of an integer type."""
     limits = np.iinfo(integer.str)
-    exact = numbers.astype(np.float64) if numbers.dtype.kind == "f" else numbers
-    return (exact >= limits.min) & (exact < limits.max + 1)
+    with np.errstate(invalid="ignore"):  # of a signalling NaN, which lies in no range
+        exact = numbers.astype(np.float64) if numbers.dtype.kind == "f" else numbers
+        return (exact >= limits.min) & (exact < limits.max + 1)
 
 
 def _bytes_of(values: NDArray[np.generic]) -> NDArray[np.generic]:
