@@ -16,7 +16,7 @@ gc.disable()  # imports make a hundred thousand objects and no garbage
 import distributed.nanny  # noqa: E402  (after the line above, which is for all that follow)
 import distributed.worker  # noqa: E402
 import numpy as np  # noqa: E402
-from distributed.versions import get_versions  # noqa: E402
+from distributed import versions  # noqa: E402
 from numcodecs import blosc  # noqa: E402
 
 from dask_convert.engine import attempts  # noqa: E402
@@ -58,7 +58,9 @@ def _load_kernels() -> None:
 
 
 _load_kernels()
-get_versions()  # which every worker tells, and takes 30 ms to find out: it remembers them
+# Every worker tells these, and takes 30 ms to find them out; they are remembered. Not all of
+# `get_versions`: a process of its own, ``uname``, would be started here.
+versions.get_package_info([*versions.required_packages, *versions.optional_packages])
 # A worker has one thread for its task; left alone, blosc asks at every chunk which one it is in.
 blosc.use_threads = False
 sys.excepthook = _unless_the_caller_is_gone

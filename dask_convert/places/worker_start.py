@@ -70,7 +70,8 @@ def load_libraries(*names: str) -> None:
             import_module(name)
         if "distributed" in names:
             # Scheduler and workers compare the versions of what they need; it remembers them.
-            import_module("distributed.versions").get_versions()
+            versions = import_module("distributed.versions")
+            versions.get_package_info([*versions.required_packages, *versions.optional_packages])
 
     threading.Thread(target=load, name="load-libraries").start()
 
