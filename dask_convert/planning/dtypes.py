@@ -64,12 +64,13 @@ def first_changed(values: NDArray[np.generic], dtype: np.dtype[np.generic]) -> i
     with np.errstate(all="ignore"):
         cast = real.astype(dtype)
         back = (cast if values.dtype.kind == "c" else cast.real).astype(values.dtype)
-    changed = _bytes_of(back) != _bytes_of(values)
-    # Casting a number outside an integer type's range is undefined and might come back by chance.
-    if dtype.kind in "iu":
-        changed |= ~_inside(real, dtype)
-    elif values.dtype.kind in "iu" and dtype.kind in "fc":
-        changed |= ~_inside(cast.real, values.dtype)
+        changed = _bytes_of(back) != _bytes_of(values)
+        # To cast a number outside an integer type's range is undefined and might come back by
+        # chance.
+        if dtype.kind in "iu":
+            changed |= ~_inside(real, dtype)
+        elif values.dtype.kind in "iu" and dtype.kind in "fc":
+            changed |= ~_inside(cast.real, values.dtype)
     positions = np.flatnonzero(changed)
     return int(positions[0]) if positions.size else -1
 
@@ -132,9 +133,8 @@ def requested_dtype(name: str, data_dtype: np.dtype[np.generic]) -> np.dtype[np.
 def _inside(numbers: NDArray[Any], integer: np.dtype[np.generic]) -> NDArray[np.bool]:
     """Which numbers lie in the range of an integer type."""
     limits = np.iinfo(integer.str)
-    with np.errstate(invalid="ignore"):  # of a signalling NaN, which lies in no range
-        exact = numbers.astype(np.float64) if numbers.dtype.kind == "f" else numbers
-        return (exact >= limits.min) & (exact < limits.max + 1)
+    exact = numbers.astype(np.float64) if numbers.dtype.kind == "f" else numbers
+    return (exact >= limits.min) & (exact < limits.max + 1)
 
 
 def _bytes_of(values: NDArray[np.generic]) -> NDArray[np.generic]:
