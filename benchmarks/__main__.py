@@ -181,6 +181,7 @@ def peers(
         help="Budgets; 'least' for the least that can be planned for. Repeatable.",
     ),
     processes,
+    click.option("--repeats", type=int, default=3),
 )
 def memory_budgets(
     results: Results,
@@ -188,12 +189,13 @@ def memory_budgets(
     directory: Path,
     budgets: tuple[str, ...],
     processes: int,
+    repeats: int,
 ) -> None:
     """Convert all SOURCES in all budgets; the measured peak against budget and projection."""
     from benchmarks import scaling
 
     directory.mkdir(parents=True, exist_ok=True)
-    scaling.memory(results, sources, directory, budgets, processes)
+    scaling.memory(results, sources, directory, budgets, processes, repeats)
 
 
 @_benchmark(

@@ -21,10 +21,9 @@ from typing import Any, TypeVar
 import psutil
 
 from benchmarks import tables
-from dask_convert.engine.meters import PeakMemory, pss_bytes
+from dask_convert.engine.meters import SAMPLING_SHARE, PeakMemory, pss_bytes
 
 ROOT = Path(__file__).parents[1]
-SAMPLE_SECONDS = 0.1
 PACKAGES = ("dask_convert", "anndata", "dask", "deflate", "h5py", "numba", "numcodecs", "zarr")
 
 Row = dict[str, Any]
@@ -69,6 +68,7 @@ def run_command(
     command: Sequence[str | Path],
     *,
     sampled: bool = True,
+    closely: bool = False,
     timeout_seconds: float | None = None,
     ours: bool = True,
 ) -> Run:
@@ -79,7 +79,10 @@ def run_command(
     command
         Program and arguments.
     sampled
-        Whether to watch memory: the sum of PSS over the tree, every 0.1 s. Costs a little time.
+        Whether to watch memory: the sum of PSS over the tree, every 0.1 s while that takes no
+        more than 2 % of a core.
+    closely
+        Whether to watch it every 20 ms instead, whatever that takes: times mean little then.
     timeout_seconds
         After which the command and all below it are killed.
     ours
@@ -95,9 +98,10 @@ def run_command(
         text=True,
         start_new_session=True,
     )
-    memory = PeakMemory(lambda: _tree_bytes(process.pid), SAMPLE_SECONDS) if sampled else None
+    interval_seconds, share = (0.02, 1.0) if closely else (0.1, SAMPLING_SHARE)
+    memory = PeakMemory(lambda: _tree_bytes(process.pid), interval_seconds, share)
     try:
-        with memory or nullcontext():
+        with memory if sampled else nullcontext():
             output, _ = process.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
         failure = f"not done after {timeout_seconds:.0f} s"
@@ -109,7 +113,7 @@ def run_command(
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     seconds = time.perf_counter() - started
-    return Run(seconds, memory.peak_bytes if memory else 0, output, failure)
+    return Run(seconds, memory.peak_bytes, output, failure)
 
 
 def _tree_bytes(pid: int) -> int:

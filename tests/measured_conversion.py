@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import dask_convert
-from dask_convert.engine import meters
+from dask_convert.conversion import run
+from dask_convert.engine.meters import PeakMemory
 from dask_convert.errors import MemoryBudgetError
 
 
@@ -34,7 +36,8 @@ def resident_bytes() -> int:
 
 if __name__ == "__main__":
     source, target, extra_bytes, workers = sys.argv[1:]
-    meters.SAMPLING_SHARE = 1.0  # such a short run is over before many samples are taken
+    # Such a short run is over before many samples are taken.
+    run.PeakMemory = partial(PeakMemory, share=1.0)  # type: ignore[misc]
     budget = least_bytes(source, int(workers)) + int(extra_bytes)
     result = dask_convert.convert(source, target, memory=budget, workers=int(workers))
     measured = {

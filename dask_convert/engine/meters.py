@@ -114,7 +114,7 @@ def tree_bytes() -> int:
 
 
 SAMPLING_SHARE = 0.02
-"""Of a core, which sampling memory may take."""
+"""Of a core, which sampling memory may take where time matters."""
 
 
 class PeakMemory:
@@ -125,16 +125,21 @@ class PeakMemory:
     measure
         Gives the bytes in use now.
     interval_seconds
-        Between two samples, at least: the kernel takes longer the more memory there is, and no
-        more than `SAMPLING_SHARE` of a core is spent on it.
+        Between two samples, at least.
+    share
+        Of a core, which sampling may take: the kernel takes longer the more memory there is.
     """
 
     def __init__(
-        self, measure: Callable[[], int] = tree_bytes, interval_seconds: float = 0.1
+        self,
+        measure: Callable[[], int] = tree_bytes,
+        interval_seconds: float = 0.1,
+        share: float = SAMPLING_SHARE,
     ) -> None:
         self.peak_bytes = 0
         self._measure = measure
         self._interval_seconds = interval_seconds
+        self._share = share
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
 
@@ -156,5 +161,5 @@ class PeakMemory:
             started = time.perf_counter()
             self.peak_bytes = max(self.peak_bytes, self._measure())
             taken_seconds = time.perf_counter() - started
-            if self._done.wait(max(self._interval_seconds, taken_seconds / SAMPLING_SHARE)):
+            if self._done.wait(max(self._interval_seconds, taken_seconds / self._share)):
                 return
