@@ -31,7 +31,9 @@ from strategies import (
     write_h5ad,
 )
 
+from dask_convert import page_cache
 from dask_convert.conversion import run
+from dask_convert.engine import stages
 from dask_convert.engine.graph import ClientExecutor, Executor, SynchronousExecutor
 from dask_convert.engine.tasks import Job, split
 from dask_convert.errors import (
@@ -166,6 +168,27 @@ def test_only_the_matrices_that_are_chosen_are_converted(
     for name in ("X", "layers/a"):
         assert root[name].attrs["encoding-type"] == "csr_matrix"
         assert_same_bits(root[name]["data"][:], matrix.data)
+
+
+@pytest.mark.parametrize("share", [0.0, page_cache.CACHED_SHARE])
+def test_the_page_cache_is_left_to_fragments_by_a_large_target(
+    source: Path, target: Path, matrix: Csr, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """All files of its entries are forgotten, when they have their names; a small one's are not."""
+    told: list[str] = []
+
+    def forget(path: Path) -> None:
+        assert path.is_file()
+        told.append(f"{path.parent.parent.name}/{path.name}")
+        page_cache.forget(path)
+
+    monkeypatch.setattr(page_cache, "CACHED_SHARE", share)
+    monkeypatch.setattr(stages, "forget", forget)
+    convert(source, target, **MEDIUM)
+    files = [target / "X" / member / "c" for member in ("data", "indices")]
+    expected = [f"{part.parent.name}/{name}" for part in files for name in names(part)]
+    assert sorted(told) == ([] if share else sorted(expected))
+    assert_converted(target, matrix)
 
 
 def test_everything_else_is_copied_along(tmp_path: Path, target: Path) -> None:

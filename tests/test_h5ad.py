@@ -29,6 +29,7 @@ from strategies import (
     write_member,
 )
 
+from dask_convert import page_cache
 from dask_convert.errors import AdmissionError, SourceError
 from dask_convert.files import hdf5
 from dask_convert.files.h5ad import axis_length, csr_matrices, matrix_format, row_index
@@ -138,7 +139,7 @@ def test_bytes_read_are_counted_once(path: Path) -> None:
     assert array.stored_bytes == int(table["stored_bytes"].sum())
 
 
-@pytest.mark.parametrize("share", [0.0, hdf5.CACHED_SHARE])
+@pytest.mark.parametrize("share", [0.0, page_cache.CACHED_SHARE])
 def test_the_page_cache_is_left_to_others_by_what_would_fill_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
@@ -149,7 +150,7 @@ def test_the_page_cache_is_left_to_others_by_what_would_fill_it(
         array = hdf5.array_source(file["data"], file.filename)
         table = chunk_table(file["data"])
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr(hdf5, "CACHED_SHARE", share)
+    monkeypatch.setattr(page_cache, "CACHED_SHARE", share)
     monkeypatch.setattr(hdf5, "not_needed", lambda _file, *where: told.append(where))
     with MemberReader(tmp_path / "long.h5", "data", array, table) as reader:
         assert np.array_equal(read(reader, 150, 420), np.arange(150.0, 420.0))

@@ -21,6 +21,7 @@ from dask_convert.files.fragment_files import (
 from dask_convert.files.hdf5 import MemberReader, Piece
 from dask_convert.files.scratch import load_array, load_struct, save_array
 from dask_convert.files.shards import write_region
+from dask_convert.page_cache import fills_cache, forget
 from dask_convert.planning import dtypes, memory
 from dask_convert.planning.layout import ArraySource, MatrixSource, Region, RowBlock
 from dask_convert.planning.plans import MatrixPlan
@@ -183,6 +184,10 @@ def combine(job: Job, number: int, shuffled: BarrierReport) -> CombineReport:
             lambda start, stop: entries.values(start, stop, data_dtype),
             attempts,
         )
+        members = plan.source.indices, plan.source.data
+        if fills_cache(sum(member.stored_bytes for member in members)):  # so will the target
+            for file in written:  # nearly all is on the disk by now
+                forget(target / file.path)
     meters.count("target", sum(file.n_bytes for file in written))
     return CombineReport(check, meters, tuple(written))
 

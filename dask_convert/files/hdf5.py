@@ -34,7 +34,7 @@ from dask_convert.files.admission import (
 )
 from dask_convert.files.filters import filter_name, pipeline, zstd_inflated
 from dask_convert.files.rehearsal import rehearse
-from dask_convert.page_cache import not_needed, will_need
+from dask_convert.page_cache import fills_cache, not_needed, will_need
 from dask_convert.planning import memory
 from dask_convert.planning.layout import ArraySource, Trust
 from dask_convert.planning.records import native_dtype
@@ -162,10 +162,6 @@ def chunk_table(dataset: h5py.Dataset) -> NDArray[np.void] | None:
     return None if unfiltered else table
 
 
-CACHED_SHARE = 1 / 8
-"""Of a machine's memory: an array that is stored in less may stay in the page cache."""
-
-
 class MemberReader:
     """Reads the elements of one member array of a matrix, in pieces, in order.
 
@@ -264,14 +260,9 @@ class MemberReader:
             will_need(self._descriptor, offset, size)
 
     def _forget(self, chunks: list[tuple[int, int]]) -> None:
-        """Leave the page cache to fragments, where this array would fill much of it.
-
-        It is read once, they are read again; Linux would evict whatever is older.
-        """
-        if self._array.stored_bytes < CACHED_SHARE * _memory_bytes():
-            return
+        """Leave the page cache to fragments, where this array would fill much of it."""
         together = _extent(chunks)
-        if together:  # else other arrays lie between
+        if together and fills_cache(self._array.stored_bytes):  # none: other arrays lie between
             not_needed(self._descriptor, *together)
 
     def _contiguous_pieces(self, offset: int, start: int, stop: int) -> Iterator[Piece]:
@@ -319,10 +310,6 @@ def _extent(chunks: list[tuple[int, int]]) -> tuple[int, int] | None:
     first = min(offset for offset, _ in chunks)
     size = max(offset + size for offset, size in chunks) - first
     return (first, size) if size <= 2 * sum(size for _, size in chunks) else None
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def member_dataset(

@@ -11,11 +11,9 @@ matrices, all other elements, and samples of rows and columns with scipy.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from dask_convert.files.h5ad import matrix_format
 from dask_convert.files.hdf5 import open_source, reopen_source
 from dask_convert.files.scratch import load_struct, save_struct
 from dask_convert.files.store_files import store_differences
-from dask_convert.page_cache import not_needed
+from dask_convert.page_cache import forget
 from dask_convert.planning.layout import Trust
 from dask_convert.planning.plans import Settings
 from dask_convert.shuffle.digests import Keys
@@ -185,12 +183,7 @@ def forget_cached(target: Path) -> None:
     disk or a file server itself keeps in memory is beyond reach.
     """
     for path in target.rglob("*"):
-        with suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                not_needed(descriptor, 0, 0)
-            finally:
-                os.close(descriptor)
+        forget(path)
 
 
 def _chosen(named: dict[str, str], matrices: Collection[str] | None) -> list[str]:
