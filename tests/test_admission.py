@@ -34,10 +34,12 @@ from dask_convert.errors import (
     StorageError,
 )
 from dask_convert.files import annotation_elements
-from dask_convert.files.admission import ChunkGuard, ignore_plugin_paths, reading
+from dask_convert.files.admission import ignore_plugin_paths
+from dask_convert.files.chunk_guard import ChunkGuard
 from dask_convert.files.filters import FILTERS as KNOWN
 from dask_convert.files.filters import FilterStep, pipeline, wrong_size
 from dask_convert.files.hdf5 import open_source
+from dask_convert.files.hdf5_errors import reading
 from dask_convert.files.rehearsal import rehearse
 from dask_convert.planning.layout import Trust
 from dask_convert.shuffle import scans

@@ -36,8 +36,8 @@ FLOORS = {
     "chunks": ("chunk_bytes chunk_codecs", "chunk_reader"),
     # Disks.
     "files": (
-        "failpoints filters hdf5_walk",
-        "rehearsal scratch",
+        "failpoints filters hdf5_errors hdf5_walk",
+        "chunk_guard rehearsal scratch",
         "admission",
         "annotation_elements hdf5 fragment_files shards",
         "annotations h5ad zarr_csc",

@@ -10,10 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
-from bisect import bisect_left
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,63 +17,23 @@ from typing import Any
 import h5py
 from h5py._objects import phil as h5py_lock
 
-from dask_convert.errors import (
-    TRANSIENT,
-    AdmissionError,
-    DaskConvertError,
-    SourceError,
-    StorageError,
-)
+from dask_convert.errors import AdmissionError
 from dask_convert.files.filters import (
     FILTERS,
-    HEAD_BYTES,
     filter_name,
     greatest_ratio,
     item_bytes,
-    needs_all,
     pipeline,
-    wrong_size,
 )
+from dask_convert.files.hdf5_errors import reading
 from dask_convert.planning.layout import Trust
 
 MAX_CHUNK_BYTES = 2**30
 MAX_DEPTH = 100
 MAX_PATH = 900
 MAX_MAPPINGS = 1000
-_ERRNO = re.compile(r"errno = (\d+)")
 _PREFIXES = ("HDF5_EXT_PREFIX", "HDF5_VDS_PREFIX", "HDF5_EXTFILE_PREFIX")
 _REMEDY = "copy it into the source, with h5repack say, or allow its directory with --allow-external"
-
-
-@contextmanager
-def reading(where: str) -> Iterator[None]:
-    """Turn what h5py raises over a damaged file into an error that says where.
-
-    Raises
-    ------
-    SourceError
-        Instead of whatever came out of HDF5, h5py or the decoding of a name.
-    StorageError
-        The system failed, in a way that may pass: the file is not to blame.
-    """
-    try:
-        yield
-    except DaskConvertError:
-        raise
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if _system_error(error, reason) in TRANSIENT:
-            msg = f"{where}: the system could not read it ({reason})"
-            raise StorageError(msg) from error
-        msg = f"{where}: cannot be read ({reason}): the file is damaged, or made by something odd"
-        raise SourceError(msg) from error
-
-
-def _system_error(error: Exception, reason: str) -> int | None:
-    """The system's number of an error, which HDF5 tells in words alone."""
-    told = _ERRNO.search(reason)
-    number: int | None = getattr(error, "errno", None)
-    return number if told is None else int(told[1])
 
 
 def ignore_plugin_paths() -> None:
@@ -174,96 +130,6 @@ def _admit_dataset(
         return _external_files(dataset, where, roots)
     check_allocation(dataset, where)
     return set()
-
-
-class ChunkGuard:
-    """Checks chunks of a data set before HDF5 inflates them: to what is declared, not less or more.
-
-    Parameters
-    ----------
-    dataset
-        The data set; contiguous, virtual and empty ones have no chunks to check.
-    where
-        Its name.
-
-    Raises
-    ------
-    SourceError
-        The index of chunks is damaged.
-    """
-
-    def __init__(self, dataset: h5py.Dataset, where: str) -> None:
-        self._where = where
-        self._path = dataset.file.filename
-        self._steps = pipeline(dataset)
-        chunks: list[Any] = []
-        self._chunk_rows = self._chunk_bytes = 0
-        if dataset.chunks and dataset.size:
-            self._chunk_rows = dataset.chunks[0]
-            self._chunk_bytes = math.prod(dataset.chunks) * item_bytes(dataset)
-            with reading(where):
-                dataset.id.chunk_iter(chunks.append)
-        self._chunks = sorted(chunks, key=lambda chunk: chunk.chunk_offset[0])
-        self._checked = 0  # of the chunks, in this order
-
-    def check(self, stop: int | None = None, *, start: int = 0) -> None:
-        """Check the chunks that have rows (of the first axis) in a range, each chunk once.
-
-        Raises
-        ------
-        SourceError
-            Names the chunk, its size, and what is declared.
-        """
-        first = max(self._checked, self._position(start - self._chunk_rows + 1) if start else 0)
-        last = len(self._chunks) if stop is None else self._position(stop)
-        if first >= last:
-            return
-        file_bytes = Path(self._path).stat().st_size
-        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            for chunk in self._chunks[first:last]:
-                self._check(chunk, descriptor, file_bytes)
-        finally:
-            os.close(descriptor)
-        self._checked = last
-
-    def _position(self, row: int) -> int:
-        return bisect_left(self._chunks, row, key=lambda chunk: chunk.chunk_offset[0])
-
-    def _check(self, chunk: Any, descriptor: int, file_bytes: int) -> None:
-        what = f"{self._where}, chunk at {', '.join(map(str, chunk.chunk_offset))}"
-        check_extent(what, chunk.byte_offset, chunk.size, self._chunk_bytes, file_bytes)
-        wanted = chunk.size if needs_all(self._steps) else min(chunk.size, HEAD_BYTES)
-        encoded = os.pread(descriptor, wanted, chunk.byte_offset)
-        mask = chunk.filter_mask
-        wrong = wrong_size(self._steps, mask, encoded, chunk.size, self._chunk_bytes)
-        if wrong:
-            msg = f"{what}: {wrong}: the file is damaged there"
-            raise SourceError(msg)
-
-
-def check_extent(
-    what: str, offset: int, stored_bytes: int, chunk_bytes: int, file_bytes: int
-) -> None:
-    """Refuse a chunk that ends behind the file, or is much longer than what it is to become.
-
-    Raises
-    ------
-    SourceError
-        Says where it lies.
-    """
-    if offset + stored_bytes > file_bytes:
-        msg = (
-            f"{what}: lies at bytes {offset} to {offset + stored_bytes}, but the file ends at "
-            f"{file_bytes}: it was cut short"
-        )
-        raise SourceError(msg)
-    if stored_bytes > 2 * chunk_bytes + 2**16:
-        msg = (
-            f"{what}: takes {stored_bytes} bytes, where {chunk_bytes} are declared: the file is "
-            "damaged there"
-        )
-        raise SourceError(msg)
 
 
 def check_filters(dataset: h5py.Dataset, where: str, trust: Trust) -> None:

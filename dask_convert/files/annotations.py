@@ -22,7 +22,8 @@ import h5py
 import numpy as np
 
 from dask_convert.errors import AnnotationError
-from dask_convert.files.admission import ChunkGuard, reading
+from dask_convert.files.chunk_guard import ChunkGuard
+from dask_convert.files.hdf5_errors import reading
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

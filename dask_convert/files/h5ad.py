@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_convert.errors import SourceError
-from dask_convert.files.admission import ChunkGuard, reading
 from dask_convert.files.annotation_elements import child_path
+from dask_convert.files.chunk_guard import ChunkGuard
 from dask_convert.files.hdf5 import array_source
+from dask_convert.files.hdf5_errors import reading
 from dask_convert.planning.dtypes import SUPPORTED
 from dask_convert.planning.layout import MatrixSource
 from dask_convert.planning.plans import RowIndex

@@ -24,15 +24,14 @@ from numpy.typing import NDArray
 
 from dask_convert.errors import SourceError
 from dask_convert.files.admission import (
-    ChunkGuard,
     admit,
     check_allocation,
-    check_extent,
     check_filters,
     ignore_plugin_paths,
-    reading,
 )
+from dask_convert.files.chunk_guard import ChunkGuard, check_extent
 from dask_convert.files.filters import filter_name, pipeline, zstd_inflated
+from dask_convert.files.hdf5_errors import reading
 from dask_convert.files.rehearsal import rehearse
 from dask_convert.page_cache import fills_cache, not_needed, will_need
 from dask_convert.planning import memory

@@ -1,0 +1,42 @@
+"""What HDF5 and h5py raise over a file, told as errors of ours: where it was, who is to blame."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dask_convert.errors import TRANSIENT, DaskConvertError, SourceError, StorageError
+
+_ERRNO = re.compile(r"errno = (\d+)")
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turn what h5py raises over a damaged file into an error that says where.
+
+    Raises
+    ------
+    SourceError
+        Instead of whatever came out of HDF5, h5py or the decoding of a name.
+    StorageError
+        The system failed, in a way that may pass: the file is not to blame.
+    """
+    try:
+        yield
+    except DaskConvertError:
+        raise
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if _system_error(error, reason) in TRANSIENT:
+            msg = f"{where}: the system could not read it ({reason})"
+            raise StorageError(msg) from error
+        msg = f"{where}: cannot be read ({reason}): the file is damaged, or made by something odd"
+        raise SourceError(msg) from error
+
+
+def _system_error(error: Exception, reason: str) -> int | None:
+    """The system's number of an error, which HDF5 tells in words alone."""
+    told = _ERRNO.search(reason)
+    number: int | None = getattr(error, "errno", None)
+    return number if told is None else int(told[1])
