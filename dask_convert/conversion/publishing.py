@@ -51,7 +51,7 @@ def check_name(target: Path, is_ours: Callable[[Path], bool], *, overwrite: bool
     if not os.path.lexists(target):
         return
     if not overwrite:
-        msg = f"{target} exists already: choose another name, or say overwrite to replace it"
+        msg = f"{target} exists already: choose another name, or replace it by --overwrite"
         raise TargetError(msg)
     if target.is_symlink() or not is_ours(target):
         msg = f"{target} was not made by dask_convert, so it is not replaced: remove it yourself"
