@@ -13,7 +13,12 @@ SHOWN_DIFFERENCES = 50
 INTERRUPTED_EXIT_CODE = 130
 """Of a command that was ended by Ctrl-C or SIGTERM. The same command continues."""
 
-TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN})
+TRANSIENT = frozenset(
+    {
+        *(errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT),
+        *(errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    }
+)
 """Numbers of the system's errors that may be gone a moment later."""
 
 

@@ -172,10 +172,12 @@ def test_an_inherited_plugin_path_is_ignored(path: Path, tmp_path: Path, allowed
             SourceError,
         ),
         (OSError("Can't read data (inflate() failed)"), SourceError),
+        (OSError(errno.EMFILE, "Too many open files"), StorageError),
+        (MemoryError("Unable to allocate 8.00 MiB"), StorageError),
     ],
 )
 def test_a_failing_file_system_is_not_a_damaged_file(
-    error: OSError, kind: type[DaskConvertError]
+    error: Exception, kind: type[DaskConvertError]
 ) -> None:
     """What may pass is resumable, also where HDF5 tells the system's error in words."""
     with pytest.raises(kind, match=r"X/data: .*\(.*\)") as caught, reading("X/data"):

@@ -20,9 +20,10 @@ import pytest
 import scipy.sparse
 from click.testing import CliRunner, Result
 
+import dask_convert
 from dask_convert import cli
 from dask_convert.cli import main
-from dask_convert.errors import PlanError
+from dask_convert.errors import PlanError, ScratchError
 from dask_convert.example.synthetic import write_synthetic_h5ad
 from dask_convert.files import failpoints
 
@@ -299,6 +300,17 @@ def test_mistakes_in_arguments_are_json_where_json_is_asked_for(arguments: list[
     assert result.exit_code == error["exit_code"] == 2
     assert error["message"] in result.stderr.replace("\n", " ")
     assert error["resumable"] is False
+
+
+@pytest.mark.parametrize("below", [".", "scratch"])
+def test_scratch_in_the_target_is_refused_before_work(
+    source: Path, tmp_path: Path, below: str
+) -> None:
+    """It would be in the way at the end; nothing is made."""
+    target = tmp_path / "target.zarr"
+    with pytest.raises(ScratchError, match="lies in the target"):
+        dask_convert.convert(source, target, scratch=target / below, workers=0)
+    assert not target.exists()
 
 
 def test_scratch_that_cannot_be_made_is_refused(source: Path, tmp_path: Path) -> None:

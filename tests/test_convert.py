@@ -286,6 +286,20 @@ def test_a_type_that_holds_every_value_can_be_asked_for(
     assert_converted(target, Csr(data, matrix.indices, matrix.indptr, matrix.shape))
 
 
+@pytest.mark.parametrize("codec", ["zstd", "lz4", "gzip", "none"])
+@pytest.mark.parametrize(("dtype", "asked"), [("c16", "float64"), ("c8", "float32")])
+def test_real_parts_fill_whole_chunks(
+    tmp_path: Path, target: Path, dtype: str, asked: str, codec: str
+) -> None:
+    """They lie apart in memory, which codecs do not take."""
+    columns = [list(range(50)) for _ in range(4)]
+    matrix = csr_from_rows(columns, 50, np.arange(200).astype(dtype))
+    source = write_h5ad(tmp_path / "source.h5ad", matrix)
+    convert(source, target, data_dtype=asked, codec=codec, chunk_nnz=64, shard_nnz=128)
+    real = Csr(matrix.data.real.astype(asked), matrix.indices, matrix.indptr, matrix.shape)
+    assert_converted(target, real)
+
+
 @pytest.mark.parametrize(
     ("dtype", "value", "asked"),
     [

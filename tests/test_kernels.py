@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import platform
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -94,6 +100,33 @@ def test_check_rows_counts_descents_and_repeats_column_by_column(data: st.DataOb
     assert noted[1] == (np.flatnonzero(descents)[0] if any(descents) else 0)
     assert noted[2] == sum(int((np.diff(column) == 0).sum()) for column in columns)
     assert total == scans.check_rows(np.sort(rows), np.array([rows.size]), np.zeros(3, np.int64))
+
+
+def with_subnormals_as_zeros(work: Callable[[], Any]) -> Any:
+    """Do something in a thread whose processor takes subnormal numbers for zeros (x86-64)."""
+    room = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    room.write(b"\x0f\xae\x17\xc3")  # ldmxcsr [rdi]; ret
+    place = ctypes.addressof(ctypes.c_char.from_buffer(room))
+    set_control = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_uint32))(place)
+
+    def told() -> Any:
+        set_control(ctypes.c_uint32(0x9FC0))  # the usual word, and both flags
+        return work()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(told).result()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="knows the instruction of one processor")
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_no_subnormal_is_narrowed_where_the_processor_takes_it_for_zero(dtype: str) -> None:
+    """Libraries that were compiled for speed tell it to, for the whole thread that loads them."""
+    values = np.array([1, 0, np.finfo(dtype).smallest_subnormal], dtype)
+    bits, narrowed = values.view(f"u{dtype[1]}"), np.empty(3, np.uint16)
+    top = values.dtype.type(65_535).view(bits.dtype)
+    assert with_subnormals_as_zeros(partial(np.equal, values, 0)).tolist() == [0, 1, 1]
+    assert not with_subnormals_as_zeros(lambda: scans.narrow_to_uint16(values, bits, top, narrowed))
+    assert scans.narrow_to_uint16(values[:2], bits[:2], top, narrowed)
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", "i4", "i8", "u4", "u8"])

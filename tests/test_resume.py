@@ -32,7 +32,7 @@ from oracle import assert_converted
 from strategies import Csr
 
 from dask_convert import api
-from dask_convert.conversion import resuming
+from dask_convert.conversion import resuming, run
 from dask_convert.conversion.locks import RunLock
 from dask_convert.conversion.workspace import Workspace
 from dask_convert.engine import stages
@@ -48,8 +48,9 @@ from dask_convert.errors import (
     StorageError,
     TargetError,
 )
-from dask_convert.files import failpoints
+from dask_convert.files import failpoints, hdf5
 from dask_convert.files.scratch import MatrixScratch, load_struct, save_struct
+from dask_convert.planning.layout import Trust
 from dask_convert.planning.limits import Limits
 from dask_convert.planning.plans import ConversionPlan
 
@@ -296,6 +297,56 @@ def test_stores_of_the_old_format_are_continued_too(
     (matrix,) = again(source, target, **old).matrices
     assert matrix.regions_reused == 4
     assert contents(target) == contents(tmp_path / "undisturbed.zarr")
+
+
+def test_a_run_that_was_replaced_leaves_the_others_files_alone(
+    source: Path, target: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it ends by, once it has lost the lock; the other one has a token of its own."""
+    space = Workspace(target, target.parent)
+
+    def replaced(_run: Any, _executor: Any) -> None:
+        (space.directory / "lock-000007").write_bytes(b"{}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run._Run, "_run_matrices", replaced)
+        with pytest.raises(KeyboardInterrupt):
+            again(source, target)
+    assert space.state.exists()
+    assert space.scratch.is_dir()
+    (space.directory / "lock-000007").unlink()
+    again(source, target)
+    assert contents(target) == expected
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE])
+def test_a_source_that_cannot_be_opened_for_a_moment_costs_no_work(
+    source: Path,
+    target: Path,
+    expected: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    """HDF5 tells the system's error in words; what was finished is kept."""
+    killed_at("region report: renamed@3", source, target)
+
+    def fails(*_arguments: Any, **_options: Any) -> None:
+        msg = f"Unable to synchronously open file (unable to open file: errno = {number}, ...)"
+        raise OSError(msg)
+
+    def fails_to_open(path: Path, trust: Trust) -> h5py.File:
+        with monkeypatch.context() as patched:
+            patched.setattr(h5py, "File", fails)
+            return hdf5.reopen_source(path, trust)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "reopen_source", fails_to_open)
+        with pytest.raises(StorageError) as caught:
+            again(source, target)
+    assert "what is finished is kept" in caught.value.__notes__[0]
+    assert again(source, target).matrices[0].regions_reused
+    assert contents(target) == expected
 
 
 def edit(path: Path, member: str, position: int) -> None:

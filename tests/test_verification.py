@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -28,12 +30,18 @@ from strategies import DTYPES, Storage, csr_matrices, random_csr, share, storage
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ShardingCodec
 
 from dask_convert import api
-from dask_convert.chunks import chunk_reader
+from dask_convert.chunks import chunk_bytes, chunk_reader
 from dask_convert.cli import main
 from dask_convert.engine import stages
 from dask_convert.engine.graph import SynchronousExecutor
 from dask_convert.engine.results import VerificationResult
-from dask_convert.errors import MemoryBudgetError, PlanError, SourceError, VerificationError
+from dask_convert.errors import (
+    MemoryBudgetError,
+    PlanError,
+    SourceError,
+    StorageError,
+    VerificationError,
+)
 from dask_convert.files import hdf5
 from dask_convert.verification import entries, matrices, sides
 from dask_convert.verification.verifying import verify_store
@@ -370,6 +378,21 @@ def one_reader(monkeypatch: pytest.MonkeyPatch) -> None:
 def only_zarr(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stores are read as if our reader knew none of their codecs."""
     monkeypatch.setattr(entries, "_direct_members", lambda _side, _arrays: None)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_system_that_fails_for_a_moment_is_no_difference(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """It would end a conversion, and throw its store away."""
+
+    def fails(*_arguments: int) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(chunk_bytes, "_pread", fails)
+    with pytest.raises(StorageError, match="X/data") as caught:
+        verify(stored.source, stored.target)
+    assert caught.value.resumable
 
 
 @pytest.mark.usefixtures("one_reader")

@@ -124,13 +124,17 @@ class RunLock:
         LockError
             The lock is lost.
         """
-        self._touch()
-        if self._lost:
+        if not self.is_held():
             msg = (
                 f"{self._subject}: another run has taken over while this one was suspended, "
                 "so this one stops"
             )
             raise LockError(msg)
+
+    def is_held(self) -> bool:
+        """Give a sign of life; whether nobody has taken over."""
+        self._touch()
+        return not self._lost
 
     @property
     def lost(self) -> bool:

@@ -44,7 +44,7 @@ from dask_convert.engine.graph import Executor, Report
 from dask_convert.engine.meters import PeakMemory
 from dask_convert.engine.results import ConversionResult, MatrixResult, VerificationResult
 from dask_convert.engine.tasks import Job
-from dask_convert.errors import DaskConvertError, LockError, SourceError, TargetError
+from dask_convert.errors import DaskConvertError, SourceError, TargetError
 from dask_convert.files.annotations import copy_annotations
 from dask_convert.files.failpoints import reach
 from dask_convert.files.fingerprints import is_unchanged
@@ -140,7 +140,7 @@ def run_conversion(
         try:
             return run.convert(executor, overwrite=overwrite)
         except BaseException as error:
-            _leave(space, state, error)
+            _leave(space, state, lock, error)
             raise
 
 
@@ -314,9 +314,9 @@ def _prepare_matrix(file: h5py.File, directory: Path, plan: MatrixPlan) -> Matri
     return msgspec.structs.replace(plan, source=changed)
 
 
-def _leave(space: Workspace, state: RunState, error: BaseException) -> None:
+def _leave(space: Workspace, state: RunState, lock: RunLock, error: BaseException) -> None:
     """Keep what the same command can go on from, and say so in a note, or remove everything."""
-    if isinstance(error, LockError):
+    if not lock.is_held():
         return  # it belongs to another run now
     may_pass = error.resumable if isinstance(error, DaskConvertError) else True
     if may_pass and has_finished_work(space, state.token):

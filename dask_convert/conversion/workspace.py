@@ -141,8 +141,11 @@ def begin(space: Workspace, state: RunState) -> None:
     Raises
     ------
     ScratchError
-        They cannot be made, or something that is not ours has their names.
+        They cannot be made or lie in the target, or something that is not ours has their names.
     """
+    if Path(os.path.realpath(space.scratch_parent)).is_relative_to(os.path.realpath(space.target)):
+        msg = f"scratch, {space.scratch_parent}, lies in the target, {space.target}: name another"
+        raise ScratchError(msg)
     try:
         space.scratch_parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):

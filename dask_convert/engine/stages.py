@@ -19,7 +19,7 @@ from dask_convert.files.fragment_files import (
     write_fragment_file,
 )
 from dask_convert.files.hdf5 import MemberReader, Piece
-from dask_convert.files.scratch import load_array, load_struct, save_array
+from dask_convert.files.scratch import load_array, load_struct, save_array, sync
 from dask_convert.files.shards import write_region
 from dask_convert.page_cache import fills_cache, forget
 from dask_convert.planning import dtypes, memory
@@ -184,9 +184,9 @@ def combine(job: Job, number: int, shuffled: BarrierReport) -> CombineReport:
             lambda start, stop: entries.values(start, stop, data_dtype),
             attempts,
         )
-        members = plan.source.indices, plan.source.data
-        if fills_cache(sum(member.stored_bytes for member in members)):  # so will the target
-            for file in written:  # nearly all is on the disk by now
+        if fills_cache(plan.source.stored_bytes):  # so will the target
+            for file in written:
+                sync(target / file.path)  # a disk's error is told to who has the file in memory
                 forget(target / file.path)
     meters.count("target", sum(file.n_bytes for file in written))
     return CombineReport(check, meters, tuple(written))

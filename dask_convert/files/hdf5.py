@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_convert.errors import SourceError
+from dask_convert.errors import SourceError, StorageError
 from dask_convert.files.admission import (
     admit,
     check_allocation,
@@ -31,7 +31,7 @@ from dask_convert.files.admission import (
 )
 from dask_convert.files.chunk_guard import ChunkGuard, check_extent
 from dask_convert.files.filters import filter_name, pipeline, zstd_inflated
-from dask_convert.files.hdf5_errors import reading
+from dask_convert.files.hdf5_errors import is_transient, reading
 from dask_convert.files.rehearsal import rehearse
 from dask_convert.page_cache import fills_cache, not_needed, will_need
 from dask_convert.planning import memory
@@ -84,6 +84,8 @@ def reopen_source(path: Path, trust: Trust = Trust()) -> h5py.File:  # noqa: B00
     ------
     SourceError
         It is not there, not readable or not HDF5.
+    StorageError
+        The system failed, in a way that may pass: the file is not to blame.
     """
     check_file(path)
     if not trust.allow_plugins:
@@ -92,6 +94,9 @@ def reopen_source(path: Path, trust: Trust = Trust()) -> h5py.File:  # noqa: B00
         return h5py.File(path, "r", locking="best-effort")
     except (OSError, RuntimeError, ValueError) as error:
         what = " ".join(str(error).split())
+        if is_transient(error):
+            msg = f"{path}: the system could not open it ({what})"
+            raise StorageError(msg) from error
         if "truncated file" in what:
             what = f"it was cut short: copy it again ({what})"
         elif "signature not found" in what:
@@ -348,6 +353,9 @@ def array_source(dataset: h5py.Dataset, home: str) -> ArraySource:
     placed = dataset.chunks is not None or dataset.id.get_offset() is not None
     # HDF5 has numbers that numpy has not, of 20 bits say; h5py converts them, a plain read doesn't.
     plain = dataset.id.get_type() == h5py.h5t.py_create(dataset.dtype, logical=True)
+    # HDF5 may have left the chunk that the end cuts as it was, and h5py cannot tell whether it did.
+    # Chunks that are compressed, too, tell it themselves: these bytes would not inflate.
+    cut = filters == ("shuffle",) and dataset.shape[0] % dataset.chunks[0] > 0
     return ArraySource(
         dtype=np.dtype(bool).str if dataset.dtype == bool else dataset.dtype.str,
         length=int(dataset.shape[0]),
@@ -355,7 +363,7 @@ def array_source(dataset: h5py.Dataset, home: str) -> ArraySource:
         stored_bytes=int(dataset.id.get_storage_size()),
         filters=filters,
         raw=filters in _RAW_PIPELINES
-        and (in_file and placed and plain)
+        and (in_file and placed and plain and not cut)
         and not dataset.file.userblock_size,
     )
 

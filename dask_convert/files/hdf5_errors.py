@@ -28,15 +28,20 @@ def reading(where: str) -> Iterator[None]:
         raise
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        if _system_error(error, reason) in TRANSIENT:
+        if is_transient(error):
             msg = f"{where}: the system could not read it ({reason})"
             raise StorageError(msg) from error
         msg = f"{where}: cannot be read ({reason}): the file is damaged, or made by something odd"
         raise SourceError(msg) from error
 
 
-def _system_error(error: Exception, reason: str) -> int | None:
-    """The system's number of an error, which HDF5 tells in words alone."""
-    told = _ERRNO.search(reason)
-    number: int | None = getattr(error, "errno", None)
-    return number if told is None else int(told[1])
+def is_transient(error: BaseException) -> bool:
+    """Whether the system failed, in a way that may pass, or whatever has led to the error did.
+
+    HDF5 tells the system's number in words alone.
+    """
+    told = _ERRNO.search(str(error))
+    number = getattr(error, "errno", None) if told is None else int(told[1])
+    if number in TRANSIENT or isinstance(error, MemoryError):
+        return True
+    return error.__cause__ is not None and is_transient(error.__cause__)

@@ -63,7 +63,7 @@ class RegionEntries:
         values = self._values[start:stop]
         if dtype.kind != "c":
             values = values.real  # of a complex type only if no imaginary part is lost
-        return values.astype(dtype, copy=False)
+        return np.ascontiguousarray(values, dtype)
 
     def place(
         self,

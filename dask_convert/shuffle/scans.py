@@ -77,7 +77,8 @@ def narrow_to_uint16(
 
     Numbers that are not negative are ordered as their bits are, of integers and of floats, and
     all others (−0.0 and NaN too) have greater bits. What is left to find out is whether a number
-    has a fraction.
+    has a fraction. (One so small that it is subnormal is taken for 0 by a processor that was told
+    to, as some libraries tell it when they are loaded; its bits are not those of 0.)
 
     Parameters
     ----------
@@ -99,7 +100,7 @@ def narrow_to_uint16(
     for k in range(values.size):
         number = np.int32(values[k])
         narrowed[k] = number
-        whole &= values.dtype.type(number) == values[k]
+        whole &= (values.dtype.type(number) == values[k]) & ((number != 0) | (bits[k] == 0))
     return whole
 
 

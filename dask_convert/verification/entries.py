@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_convert.chunks.chunk_reader import ChunkReader
-from dask_convert.errors import DamagedStoreError, SourceError, StoreError
+from dask_convert.errors import DamagedStoreError, SourceError, StorageError, StoreError
+from dask_convert.files.hdf5_errors import is_transient
 from dask_convert.verification.sides import Part, Side, whole_chunks
 
 SLICE_NNZ = 2**17
@@ -75,6 +76,8 @@ class EntryReader:
         ------
         SourceError
             The h5ad file cannot be read. (The store is what is being judged.)
+        StorageError
+            The system failed, in a way that may pass.
         """
         found = self._read(self._direct or self._library, start, stop)
         if self._direct is None or self._twice:
@@ -95,8 +98,11 @@ class EntryReader:
         try:
             data, indices = (member.elements(start, stop) for member in members)
         except Exception as error:
+            what = f"{self._side.name}, entries {start} to {stop}"
+            if is_transient(error):
+                msg = f"{what}: the system could not read them: {error}"
+                raise StorageError(msg) from error
             if self._side.store == "h5ad":
-                what = f"{self._side.name}, entries {start} to {stop}"
                 msg = f"{what}: HDF5 cannot read them: {error}"
                 raise SourceError(msg) from error
             lines = [line for member in members for line in _damage(member, start, stop)]

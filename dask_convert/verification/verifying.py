@@ -24,9 +24,10 @@ import zarr
 from dask_convert.engine.graph import Executor
 from dask_convert.engine.results import VerificationResult, VerifiedMatrix
 from dask_convert.engine.tasks import Job
-from dask_convert.errors import PlanError
+from dask_convert.errors import PlanError, StorageError
 from dask_convert.files.h5ad import matrix_format
 from dask_convert.files.hdf5 import open_source, reopen_source
+from dask_convert.files.hdf5_errors import is_transient
 from dask_convert.files.scratch import load_struct, save_struct
 from dask_convert.files.store_files import store_differences
 from dask_convert.page_cache import forget
@@ -199,8 +200,16 @@ def _open_target(target: Path, found: list[str]) -> zarr.Group | None:
     try:
         return zarr.open_group(str(target), mode="r", use_consolidated=False)
     except Exception as error:  # noqa: BLE001  (zarr raises what it likes of a broken store)
+        _refuse_transient(error, target)
         found.append(f"{target}: cannot be opened as a zarr group: {error}")
         return None
+
+
+def _refuse_transient(error: Exception, target: Path) -> None:
+    """A store is not different because the system failed to read it for a moment."""
+    if is_transient(error):
+        msg = f"{target}: the system could not read it: {error}"
+        raise StorageError(msg) from error
 
 
 def _rest(file: h5py.File, target: Path, root: zarr.Group, named: Collection[str]) -> list[str]:
@@ -211,5 +220,6 @@ def _rest(file: h5py.File, target: Path, root: zarr.Group, named: Collection[str
         try:
             differences.extend(lines)
         except Exception as error:  # noqa: BLE001  (zarr raises what it likes of a broken store)
+            _refuse_transient(error, target)
             differences.append(f"{target}: its structure cannot be read: {error}")
     return differences
