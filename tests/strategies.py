@@ -257,3 +257,30 @@ def write_axis(file: h5py.File, name: str, length: int, *, legacy: bool = False)
     frame.attrs.create("column-order", [], dtype=h5py.string_dtype())
     index = frame.create_dataset("_index", data=np.array(names, object), dtype=h5py.string_dtype())
     index.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+
+
+def away(path: Path, matrix: Csr, kind: str) -> Path:
+    """Move the values of X, or all of it, into a file of another directory, which is returned."""
+    parts = path.parent / "parts"
+    parts.mkdir()
+    with h5py.File(parts / "part.h5", "w") as other:
+        other["values"] = matrix.data
+    (parts / "raw").write_bytes(matrix.data.tobytes())
+    with h5py.File(path, "r+") as file:
+        del file["X/data"]
+        if kind == "group":
+            with h5py.File(parts / "part.h5", "r+") as other:
+                file.copy("X", other)
+                other["X/data"] = other["values"]
+            del file["X"]
+            file["X"] = h5py.ExternalLink("parts/part.h5", "/X")
+        elif kind == "link":
+            file["X/data"] = h5py.ExternalLink("parts/part.h5", "/values")
+        elif kind == "storage":
+            where = [(str(parts / "raw"), 0, matrix.data.nbytes)]
+            file["X"].create_dataset("data", (matrix.nnz,), matrix.data.dtype, external=where)
+        else:
+            layout = h5py.VirtualLayout((matrix.nnz,), matrix.data.dtype)
+            layout[:] = h5py.VirtualSource("parts/part.h5", "values", (matrix.nnz,))
+            file["X"].create_virtual_dataset("data", layout)
+    return parts

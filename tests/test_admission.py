@@ -22,7 +22,7 @@ from h5py._objects import phil as h5py_lock
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import assert_converted
-from strategies import FILTERS, Csr, random_csr, write_h5ad
+from strategies import FILTERS, Csr, away, random_csr, write_h5ad
 
 from dask_convert.cli import main
 from dask_convert.engine.graph import Graph, OnReport, SynchronousExecutor
@@ -53,33 +53,6 @@ def matrix() -> Csr:
 @pytest.fixture
 def path(tmp_path: Path, matrix: Csr) -> Path:
     return write_h5ad(tmp_path / "source.h5ad", matrix)
-
-
-def away(path: Path, matrix: Csr, kind: str) -> Path:
-    """Move the values of X into a file of another directory."""
-    parts = path.parent / "parts"
-    parts.mkdir()
-    with h5py.File(parts / "part.h5", "w") as other:
-        other["values"] = matrix.data
-    (parts / "raw").write_bytes(matrix.data.tobytes())
-    with h5py.File(path, "r+") as file:
-        del file["X/data"]
-        if kind == "group":
-            with h5py.File(parts / "part.h5", "r+") as other:
-                file.copy("X", other)
-                other["X/data"] = other["values"]
-            del file["X"]
-            file["X"] = h5py.ExternalLink("parts/part.h5", "/X")
-        elif kind == "link":
-            file["X/data"] = h5py.ExternalLink("parts/part.h5", "/values")
-        elif kind == "storage":
-            where = [(str(parts / "raw"), 0, matrix.data.nbytes)]
-            file["X"].create_dataset("data", (matrix.nnz,), "f4", external=where)
-        else:
-            layout = h5py.VirtualLayout((matrix.nnz,), "f4")
-            layout[:] = h5py.VirtualSource("parts/part.h5", "values", (matrix.nnz,))
-            file["X"].create_virtual_dataset("data", layout)
-    return parts
 
 
 @pytest.mark.parametrize("kind", ["link", "group", "storage", "virtual"])

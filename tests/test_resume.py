@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from faults import (
     start,
 )
 from oracle import assert_converted
-from strategies import Csr
+from strategies import Csr, away
 
 from dask_convert import api
 from dask_convert.conversion import resuming, run
@@ -406,6 +407,63 @@ def test_a_source_that_has_changed_is_not_continued(
     after = without_locks(target.parent)
     assert after.keys() == kept.keys()
     assert {name for name in kept if after[name] != kept[name]} <= {"source.h5ad"}
+
+
+def double(path: Path, matrix: Csr) -> None:
+    """Change the values in a file that has them contiguous, and so its time; its size stays."""
+    before, content = matrix.data.tobytes(), path.read_bytes()
+    assert before in content
+    path.write_bytes(content.replace(before, (2 * matrix.data).tobytes()))
+
+
+ELSEWHERE = [("link", "part.h5"), ("group", "part.h5"), ("storage", "raw"), ("virtual", "part.h5")]
+"""Ways to have values in another file, and its name."""
+
+
+@pytest.mark.parametrize(("kind", "name"), ELSEWHERE)
+@pytest.mark.parametrize("change", ["mtime_ns", "size_bytes"])
+def test_a_source_of_which_another_file_has_changed_is_not_continued(
+    source: Path, target: Path, shared: Any, kind: str, name: str, change: str
+) -> None:
+    """It is named, and the difference told."""
+    other = away(source, shared[1], kind) / name
+    allowed = {"allow_external": (str(other.parent),)}
+    killed_at("block report: renamed@9", source, target, **allowed)
+    if change == "size_bytes":
+        grow(other)
+    else:
+        double(other, shared[1])
+    words = rf"source\.others\['{re.escape(str(other))}'\]\.{change} was"
+    with pytest.raises(ResumeError, match=words):
+        again(source, target, **allowed)
+    again(source, target, restart=True, **allowed)
+    assert leftovers(target) == []
+
+
+@pytest.mark.parametrize("kind", [kind for kind, _ in ELSEWHERE])
+def test_a_source_of_which_no_other_file_has_changed_is_continued(
+    source: Path, target: Path, shared: Any, kind: str
+) -> None:
+    """Wherever its values are."""
+    allowed = {"allow_external": (str(away(source, shared[1], kind)),)}
+    killed_at("block report: renamed@9", source, target, **allowed)
+    (matrix,) = again(source, target, **allowed).matrices
+    assert matrix.blocks_reused == 9
+    assert_converted(target, shared[1])
+
+
+def test_samples_are_of_the_file_that_a_link_leads_to(
+    source: Path, target: Path, shared: Any
+) -> None:
+    """Neither its size nor its time tell."""
+    other = away(source, shared[1], "link") / "part.h5"
+    allowed = {"allow_external": (str(other.parent),)}
+    killed_at("block report: renamed@9", source, target, **allowed)
+    found = other.stat()
+    double(other, shared[1])
+    os.utime(other, ns=(found.st_atime_ns, found.st_mtime_ns))
+    with pytest.raises(ResumeError, match=r"source\.matrices\[0\]\.sample_hash was"):
+        again(source, target, **allowed)
 
 
 @pytest.mark.parametrize(
@@ -833,6 +891,24 @@ def test_a_source_that_changes_meanwhile_is_refused(source: Path, target: Path) 
 
     with pytest.raises(SourceError, match="was changed while"):
         again(source, target, executor=Touching)
+    assert leftovers(target) == []
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(("kind", "name"), ELSEWHERE)
+def test_a_source_of_which_another_file_changes_meanwhile_is_refused(
+    source: Path, target: Path, shared: Any, kind: str, name: str
+) -> None:
+    """Its values may be old ones and new ones."""
+    other = away(source, shared[1], kind) / name
+
+    class Doubling(SynchronousExecutor):
+        def run(self, graph: Graph, on_report: OnReport) -> None:
+            super().run(graph, on_report)
+            double(other, shared[1])
+
+    with pytest.raises(SourceError, match=f"{re.escape(str(other))} was changed while"):
+        again(source, target, executor=Doubling, allow_external=(str(other.parent),))
     assert leftovers(target) == []
     assert not target.exists()
 

@@ -111,7 +111,8 @@ def clean_up(space: Workspace) -> list[Path]:
 
 def wanted_state(source: Path, file: h5py.File, space: Workspace, plan: ConversionPlan) -> RunState:
     """What a run that begins now is to do."""
-    seen = source_print(source, file, [matrix.source for matrix in plan.matrices])
+    matrices = [matrix.source for matrix in plan.matrices]
+    seen = source_print(source, file, matrices, plan.settings.trust)
     return RunState(STATE_FORMAT, __version__, new_token(), str(space.scratch), seen, plan.settings)
 
 

@@ -47,7 +47,7 @@ from dask_convert.engine.tasks import Job
 from dask_convert.errors import DaskConvertError, SourceError, TargetError
 from dask_convert.files.annotations import copy_annotations
 from dask_convert.files.failpoints import reach
-from dask_convert.files.fingerprints import is_unchanged
+from dask_convert.files.fingerprints import changed_file
 from dask_convert.files.h5ad import row_end_slabs
 from dask_convert.files.hdf5 import chunk_table, reopen_source
 from dask_convert.files.scratch import (
@@ -275,8 +275,8 @@ class _Run:
         return verify_conversion(*where, self._plan.settings, self._jobs(), executor, self._on_part)
 
     def _check_source(self) -> None:
-        if not is_unchanged(self._state.source):
-            msg = f"{self._source} was changed while it was converted: convert it again"
+        if changed := changed_file(self._state.source):
+            msg = f"{changed} was changed while it was read: convert {self._source} again"
             raise SourceError(msg)
 
     def _publish(self, result: ConversionResult, *, overwrite: bool) -> None:

@@ -321,5 +321,8 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, tuple) and any(isinstance(item, msgspec.Struct) for item in value):
         for number, item in enumerate(value):
             yield from _flat(item, f"{prefix}[{number}]")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}[{key!r}]")
     else:
         yield prefix, value

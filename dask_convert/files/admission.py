@@ -12,7 +12,7 @@ import math
 import os
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 from h5py._objects import phil as h5py_lock
@@ -36,6 +36,13 @@ _PREFIXES = ("HDF5_EXT_PREFIX", "HDF5_VDS_PREFIX", "HDF5_EXTFILE_PREFIX")
 _REMEDY = "copy it into the source, with h5repack say, or allow its directory with --allow-external"
 
 
+class _Other(NamedTuple):
+    """Another file that is read, and whether as HDF5: external storage is bytes alone."""
+
+    path: str
+    is_hdf5: bool
+
+
 def ignore_plugin_paths() -> None:
     """Make HDF5 forget where to look for filter plugins, ``HDF5_PLUGIN_PATH`` included.
 
@@ -48,10 +55,14 @@ def ignore_plugin_paths() -> None:
             h5py.h5pl.remove(0)
 
 
-def admit(file: h5py.File, trust: Trust) -> None:
+def admit(file: h5py.File, trust: Trust) -> set[str]:
     """Refuse a file that leads elsewhere or declares what it does not hold.
 
     Reads links and the metadata of data sets; O(objects + chunks).
+
+    Returns
+    -------
+        The true paths of all other files that it may read.
 
     Raises
     ------
@@ -64,8 +75,8 @@ def admit(file: h5py.File, trust: Trust) -> None:
     if roots and (prefix := next((name for name in _PREFIXES if name in os.environ), None)):
         msg = f"{prefix} is set, so that it cannot be told which files are meant: unset it"
         raise AdmissionError(msg)
-    pending = [os.path.realpath(file.filename)]
-    own, seen = pending[0], set(pending)
+    own = os.path.realpath(file.filename)
+    pending, seen = [own], {_Other(own, is_hdf5=True)}
     while pending:
         path = pending.pop()
         name = "" if path == own else f"{path}:"
@@ -76,13 +87,16 @@ def admit(file: h5py.File, trust: Trust) -> None:
             finally:
                 if path != own:
                     visited.close()
-        pending += others - seen
+        pending += [other.path for other in others - seen if other.is_hdf5]
         seen |= others
+    return {other.path for other in seen} - {own}
 
 
-def _admit_objects(file: h5py.File, prefix: str, trust: Trust, roots: tuple[str, ...]) -> set[str]:
+def _admit_objects(
+    file: h5py.File, prefix: str, trust: Trust, roots: tuple[str, ...]
+) -> set[_Other]:
     """Look at every object of a file; returns the other files that it refers to."""
-    others: set[str] = set()
+    others: set[_Other] = set()
     met = {h5py.h5o.get_info(file.id).addr}
     pending: list[tuple[Any, str, int]] = [(file["/"], prefix, 0)]
     while pending:
@@ -99,7 +113,8 @@ def _admit_objects(file: h5py.File, prefix: str, trust: Trust, roots: tuple[str,
                 link = group.get(key, getlink=True)
                 if isinstance(link, h5py.ExternalLink):
                     what = f"{where}: a link to another file, {link.filename!r}"
-                    others.add(_admitted(what, link.filename, Path(file.filename).parent, roots))
+                    linked = _admitted(what, link.filename, Path(file.filename).parent, roots)
+                    others.add(_Other(linked, is_hdf5=True))
                 if not isinstance(link, h5py.HardLink):
                     continue
                 item = group[key]
@@ -116,7 +131,7 @@ def _admit_objects(file: h5py.File, prefix: str, trust: Trust, roots: tuple[str,
 
 def _admit_dataset(
     dataset: h5py.Dataset, where: str, trust: Trust, roots: tuple[str, ...]
-) -> set[str]:
+) -> set[_Other]:
     """Refuse a data set that leads elsewhere or declares what it does not hold.
 
     Returns the other files that it reads.
@@ -206,7 +221,7 @@ def _unwritten(where: str, what: str) -> str:
     )
 
 
-def _virtual_files(dataset: h5py.Dataset, where: str, roots: tuple[str, ...]) -> set[str]:
+def _virtual_files(dataset: h5py.Dataset, where: str, roots: tuple[str, ...]) -> set[_Other]:
     """The files of a virtual data set, all of which must be there and, together, cover it."""
     sources = dataset.virtual_sources()
     what = f"{where}: a virtual data set"
@@ -231,7 +246,7 @@ def _virtual_files(dataset: h5py.Dataset, where: str, roots: tuple[str, ...]) ->
             given = part.size if everything else source.src_space.get_select_npoints()
         if not there or given != size or source.vspace.get_select_npoints() != size:
             raise AdmissionError(_unwritten(where, f"its part {source.dset_name!r} is too short"))
-        files.add(os.path.realpath(path))
+        files.add(_Other(os.path.realpath(path), is_hdf5=True))
         boxes.append((box, size))
     covered = sum(size for _, size in boxes)
     overlap = any(_overlap(one, other) for (one, _), (other, _) in combinations(boxes, 2))
@@ -247,15 +262,16 @@ def _overlap(one: Any, other: Any) -> bool:
     )
 
 
-def _external_files(dataset: h5py.Dataset, where: str, roots: tuple[str, ...]) -> set[str]:
-    """Check the files of a data set with external storage: bytes, with nothing to follow."""
-    total = 0
+def _external_files(dataset: h5py.Dataset, where: str, roots: tuple[str, ...]) -> set[_Other]:
+    """The files of a data set with external storage: bytes, with nothing to follow."""
+    files, total = set(), 0
     for name, offset, size in dataset.external:
         path = _admitted(f"{where}: is stored in another file, {name!r}", name, Path(), roots)
+        files.add(_Other(path, is_hdf5=False))
         total += max(min(size, Path(path).stat().st_size - offset), 0)
     if total < dataset.size * item_bytes(dataset):
         raise AdmissionError(_unwritten(where, "the files that it is stored in are too short"))
-    return set()
+    return files
 
 
 def _admitted(what: str, name: str, directory: Path, roots: tuple[str, ...]) -> str:

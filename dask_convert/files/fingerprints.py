@@ -10,8 +10,9 @@ import h5py
 import msgspec
 import numpy as np
 
+from dask_convert.files.admission import admit
 from dask_convert.files.h5ad import row_end_slabs
-from dask_convert.planning.layout import MatrixSource
+from dask_convert.planning.layout import MatrixSource, Trust
 
 SAMPLED_CHUNKS = 16
 SAMPLED_BYTES = 2**16
@@ -36,6 +37,13 @@ class MatrixPrint(msgspec.Struct, frozen=True):
     sample_hash: str
 
 
+class FilePrint(msgspec.Struct, frozen=True):
+    """What a file looked like from outside."""
+
+    size_bytes: int
+    mtime_ns: int
+
+
 class SourcePrint(msgspec.Struct, frozen=True):
     """What a source looked like.
 
@@ -45,31 +53,55 @@ class SourcePrint(msgspec.Struct, frozen=True):
         The file.
     matrices
         Those to be converted.
+    others
+        Every other file that it may read, by its true path.
     """
 
     path: str
     size_bytes: int
     mtime_ns: int
     matrices: tuple[MatrixPrint, ...]
+    others: dict[str, FilePrint] = {}
 
 
-def source_print(path: Path, file: h5py.File, matrices: list[MatrixSource]) -> SourcePrint:
-    """Look at a source: metadata, every indptr, and `SAMPLED_CHUNKS` chunks of each member."""
-    found = path.stat()
+def source_print(
+    path: Path, file: h5py.File, matrices: list[MatrixSource], trust: Trust
+) -> SourcePrint:
+    """Look at a source: metadata, every indptr, and `SAMPLED_CHUNKS` chunks of each member.
+
+    Of other files that it may read, size and time; and samples, where HDF5 tells what lies where:
+    not of virtual data sets and external storage.
+    """
+    own = _file_print(path)
+    others = {other: _file_print(Path(other)) for other in _others(file, trust)}
     prints = tuple(
-        MatrixPrint(matrix, _indptr_hash(file, matrix), _sample_hash(path, file, matrix))
+        MatrixPrint(matrix, _indptr_hash(file, matrix), _sample_hash(file, matrix))
         for matrix in matrices
     )
-    return SourcePrint(str(path), found.st_size, found.st_mtime_ns, prints)
+    return SourcePrint(str(path), own.size_bytes, own.mtime_ns, prints, others)
 
 
-def is_unchanged(seen: SourcePrint) -> bool:
-    """Whether a source still has the size and the time that it had; touches no content."""
+def changed_file(seen: SourcePrint) -> str | None:
+    """The file of a source that has another size or time than it had; touches no content."""
+    files = {seen.path: FilePrint(seen.size_bytes, seen.mtime_ns), **seen.others}
+    return next((path for path, before in files.items() if not _is_still(path, before)), None)
+
+
+def _is_still(path: str, before: FilePrint) -> bool:
     try:
-        found = Path(seen.path).stat()
+        return _file_print(Path(path)) == before
     except OSError:
         return False
-    return (found.st_size, found.st_mtime_ns) == (seen.size_bytes, seen.mtime_ns)
+
+
+def _file_print(path: Path) -> FilePrint:
+    found = path.stat()
+    return FilePrint(found.st_size, found.st_mtime_ns)
+
+
+def _others(file: h5py.File, trust: Trust) -> list[str]:
+    """The other files that a source may read; looks for them where it may read any."""
+    return sorted(admit(file, trust)) if trust.allow_external else []
 
 
 def _indptr_hash(file: h5py.File, matrix: MatrixSource) -> str:
@@ -79,17 +111,17 @@ def _indptr_hash(file: h5py.File, matrix: MatrixSource) -> str:
     return digest.hexdigest()
 
 
-def _sample_hash(path: Path, file: h5py.File, matrix: MatrixSource) -> str:
+def _sample_hash(file: h5py.File, matrix: MatrixSource) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for member in ("data", "indices"):
-        for content in _samples(path, file[matrix.path][member]):
+        for content in _samples(file[matrix.path][member]):
             digest.update(content)
     return digest.hexdigest()
 
 
-def _samples(path: Path, dataset: h5py.Dataset) -> list[bytes]:
+def _samples(dataset: h5py.Dataset) -> list[bytes]:
     if dataset.chunks is None:
-        return _contiguous_samples(path, dataset)
+        return _contiguous_samples(dataset)
     length = dataset.chunks[0]
     n_chunks = -(-dataset.shape[0] // length)
     return [_stored_chunk(dataset, int(number) * length) for number in _spread(n_chunks)]
@@ -103,11 +135,11 @@ def _stored_chunk(dataset: h5py.Dataset, start: int) -> bytes:
     return bytes(content)
 
 
-def _contiguous_samples(path: Path, dataset: h5py.Dataset) -> list[bytes]:
+def _contiguous_samples(dataset: h5py.Dataset) -> list[bytes]:
     offset, size = dataset.id.get_offset(), dataset.id.get_storage_size()
     if offset is None:
         return []
-    with path.open("rb", buffering=0) as file:
+    with Path(dataset.file.filename).open("rb", buffering=0) as file:  # a link may have led there
         samples = []
         for number in _spread(-(-size // SAMPLED_BYTES)):
             file.seek(offset + int(number) * SAMPLED_BYTES)
