@@ -49,6 +49,7 @@ from dask_convert.planning.layout import ArraySource, MatrixSource
 from dask_convert.planning.planner import conversion_plan
 from dask_convert.planning.plans import RowIndex, Settings
 from dask_convert.planning.records import unpack_payload, unpack_rows
+from dask_convert.shuffle import placing
 from dask_convert.shuffle.pages import PagedRecords
 
 # anndata 0.13 warns so about itself with pandas 3.
@@ -284,6 +285,19 @@ def test_a_type_that_holds_every_value_can_be_asked_for(
             else matrix.data.astype(asked)
         )
     assert_converted(target, Csr(data, matrix.indices, matrix.indptr, matrix.shape))
+
+
+def test_blocks_that_disagree_about_their_values_are_widened_a_few_columns_at_a_time(
+    matrix: Csr, tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One fraction, in the last row block, makes all others' counts floats again."""
+    monkeypatch.setattr(placing, "WIDENED_RECORDS", 20)
+    data = matrix.data.copy()
+    data[-1] = 0.1
+    matrix = Csr(data, matrix.indices, matrix.indptr, matrix.shape)
+    source = write_h5ad(tmp_path / "source.h5ad", matrix)
+    convert(source, target, **MEDIUM)
+    assert_converted(target, matrix)
 
 
 @pytest.mark.parametrize("codec", ["zstd", "lz4", "gzip", "none"])

@@ -24,6 +24,9 @@ from dask_convert.planning.records import (
 from dask_convert.shuffle import kernels
 from dask_convert.shuffle.pages import PagedRecords
 
+WIDENED_RECORDS = 2**16
+"""Records that are unpacked and packed again at once; 44 bytes of memory for each."""
+
 
 class RegionEntries:
     """Collects the rows and values of a region, row block after row block.
@@ -89,9 +92,28 @@ class RegionEntries:
                 self._place_paged(records, counts, columns, first_row)
                 return
             records = records.to_words()
-        if payload != self._payload:
-            values = unpack_payload(records, payload).astype(self._payload)
-            records = pack_records(unpack_rows(records, payload), values)
+        if payload == self._payload:
+            self._place_words(records, counts, columns, first_row)
+            return
+        ends = np.cumsum(counts, dtype=np.int64)
+        first = start = 0
+        while first < counts.size:  # some columns at a time: unpacked, records take much room
+            last = int(np.searchsorted(ends, start + WIDENED_RECORDS, side="right"))
+            last = max(last, first + 1)
+            some = records[start : ends[last - 1]]
+            values = unpack_payload(some, payload).astype(self._payload)
+            wide = pack_records(unpack_rows(some, payload), values)
+            own = slice(columns.start + first, columns.start + last)
+            self._place_words(wide, counts[first:last], own, first_row)
+            first, start = last, int(ends[last - 1])
+
+    def _place_words(
+        self,
+        records: Records,
+        counts: NDArray[np.uint32],
+        columns: slice,
+        first_row: int,
+    ) -> None:
         where = (records, counts, self.cursors[columns], self._length, first_row)
         bits = payload_bits(self._values)
         if record_words(self._payload) == 1:
