@@ -22,6 +22,7 @@ import psutil
 
 from benchmarks import tables
 from dask_convert.engine.meters import SAMPLING_SHARE, PeakMemory, pss_bytes
+from dask_convert.page_cache import forget
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("dask_convert", "anndata", "dask", "deflate", "h5py", "numba", "numcodecs", "zarr")
@@ -147,7 +148,7 @@ def converter(name: str, source: Path, target: Path, **options: Any) -> list[str
 def remove_target(target: Path) -> None:
     """Remove a store, and what a killed conversion left beside it."""
     name = target.name
-    for pattern in (name, f"{name}.partial-*", f".{name}.scratch-*"):
+    for pattern in (name, f".{name}.dask-convert", f".{name}.scratch-*"):
         for path in target.parent.glob(pattern):
             shutil.rmtree(path)
 
@@ -162,11 +163,7 @@ def evict(directory: Path) -> None:
     """Take the files below a directory out of the page cache; those must be on disk."""
     for path in directory.rglob("*"):
         if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
+            forget(path)
 
 
 def cores() -> int:

@@ -291,8 +291,9 @@ def verify(
 ) -> VerificationResult:
     """Compare a store with the file that it was made of: every entry, every element.
 
-    Reads the source with h5py and the store with zarr-python, not with the engine. The store
-    may be anybody's: of zarr format 2 or 3, with other types, chunks or codecs.
+    Reads the source with h5py, and the store with a reader that shares nothing with what writes
+    stores; zarr-python reads a sample of it again, or all of what that reader does not know. The
+    store may be anybody's: of zarr format 2 or 3, with other types, chunks or codecs.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
     source  ── h5py ──►  digest of every part  ─┐
                                                  ├─ equal, cell by cell?
-    target  ── zarr ──►  digest of every part  ─┘
+    target  ─ chunks ─►  digest of every part  ─┘   (a sample of them with zarr-python, too)
 
 One task per part of either side, on the same executors as a conversion, each returning a few
 kilobytes. Beside that, in the caller: the store's files and metadata, the structure of its
