@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import os
-from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from dask_convert.errors import SourceError
 from dask_convert.files.filters import HEAD_BYTES, item_bytes, needs_all, pipeline, wrong_size
@@ -39,14 +40,14 @@ class ChunkGuard:
         self._where = where
         self._path = dataset.file.filename
         self._steps = pipeline(dataset)
-        chunks: list[Any] = []
+        self._chunks = np.empty(0, _chunk_dtype(1))
         self._chunk_rows = self._chunk_bytes = 0
         if dataset.chunks and dataset.size:
             self._chunk_rows = dataset.chunks[0]
             self._chunk_bytes = math.prod(dataset.chunks) * item_bytes(dataset)
             with reading(where):
-                dataset.id.chunk_iter(chunks.append)
-        self._chunks = sorted(chunks, key=lambda chunk: chunk.chunk_offset[0])
+                self._chunks = _chunks(dataset)
+        self._rows = self._chunks["start"][:, 0]
         self._checked = 0  # of the chunks, in this order
 
     def check(self, stop: int | None = None, *, start: int = 0) -> None:
@@ -71,18 +72,37 @@ class ChunkGuard:
         self._checked = last
 
     def _position(self, row: int) -> int:
-        return bisect_left(self._chunks, row, key=lambda chunk: chunk.chunk_offset[0])
+        return int(np.searchsorted(self._rows, row))
 
     def _check(self, chunk: Any, descriptor: int, file_bytes: int) -> None:
-        what = f"{self._where}, chunk at {', '.join(map(str, chunk.chunk_offset))}"
-        check_extent(what, chunk.byte_offset, chunk.size, self._chunk_bytes, file_bytes)
-        wanted = chunk.size if needs_all(self._steps) else min(chunk.size, HEAD_BYTES)
-        encoded = os.pread(descriptor, wanted, chunk.byte_offset)
-        mask = chunk.filter_mask
-        wrong = wrong_size(self._steps, mask, encoded, chunk.size, self._chunk_bytes)
+        start, offset, size, mask = chunk.tolist()
+        what = f"{self._where}, chunk at {', '.join(map(str, start))}"
+        check_extent(what, offset, size, self._chunk_bytes, file_bytes)
+        wanted = size if needs_all(self._steps) else min(size, HEAD_BYTES)
+        encoded = os.pread(descriptor, wanted, offset)
+        wrong = wrong_size(self._steps, mask, encoded, size, self._chunk_bytes)
         if wrong:
             msg = f"{what}: {wrong}: the file is damaged there"
             raise SourceError(msg)
+
+
+def _chunk_dtype(n_axes: int) -> np.dtype[np.void]:
+    """A row per chunk: there may be millions."""
+    start = ("start", "<u8", (n_axes,))
+    return np.dtype([start, ("offset", "<u8"), ("stored_bytes", "<u8"), ("filter_mask", "<u4")])
+
+
+def _chunks(dataset: h5py.Dataset) -> NDArray[np.void]:
+    """Where the chunks of a data set begin, on its axes and in the file, by their first row."""
+    table = np.empty(dataset.id.get_num_chunks(), _chunk_dtype(dataset.ndim))
+    numbers = iter(range(table.size))
+
+    def note(chunk: Any) -> None:
+        place = tuple(chunk.chunk_offset), chunk.byte_offset, chunk.size, chunk.filter_mask
+        table[next(numbers)] = place
+
+    dataset.id.chunk_iter(note)
+    return table[np.argsort(table["start"][:, 0], kind="stable")]
 
 
 def check_extent(
