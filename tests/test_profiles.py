@@ -247,6 +247,37 @@ def test_cellxgene_is_deflated_as_hdf5_would(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(found, member), getattr(sp_counts, member))
 
 
+def test_cellxgene_keeps_what_only_hdf5_has_names_for(cells: Path, tmp_path: Path) -> None:
+    """Empty attributes, and NULs within strings: in arrays, small and large, and attributes."""
+    target = tmp_path / "out.h5ad"
+    many = np.array([f"{n}\0ä".encode() for n in range(3000)], "S10").reshape(1000, 3)
+    few = np.array([b"a\0b", b"c", b""], "S4")
+    with h5py.File(cells, "a") as file:
+        uns = file["uns"]
+        uns.attrs["note"] = h5py.Empty("S1")
+        uns.attrs["nul"] = np.bytes_(b"x\0y")
+        uns.attrs["table"] = np.array([[b"p\0q", b"r"]])
+        uns.attrs["words"] = np.array([["s", "t"]], object)
+        uns.create_dataset("few", data=few)
+        uns.create_dataset("many", data=many)
+        uns.create_dataset("one", data=np.bytes_(b"v\0w"))
+    convert(cells, target, profile="cellxgene", workers=0)
+    with h5py.File(target, "r") as file:
+        uns = file["uns"]
+        assert isinstance(uns.attrs["note"], h5py.Empty)
+        assert uns.attrs["nul"] == b"x\0y"
+        assert uns.attrs["table"].tolist() == [[b"p\0q", b"r"]]
+        assert uns.attrs["words"].tolist() == [["s", "t"]]
+        np.testing.assert_array_equal(uns["few"][:], few)
+        np.testing.assert_array_equal(uns["many"][:], many)
+        assert uns["one"][()] == b"v\0w"
+        assert file["obs/note"].dtype == object  # all others are of variable length, as ever
+    found = ad.read_h5ad(target).uns
+    assert found["few"].tolist() == ["a\0b", "c", ""]
+    assert found["many"].tolist() == np.char.decode(many, "utf-8").tolist()
+    assert found["one"] == "v\0w"
+
+
 def test_clean_removes_what_an_export_has_left(
     cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ so on one, and with zlib.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from typing import Any
@@ -105,22 +105,53 @@ def _copy_array(array: Any, parent: h5py.Group, name: str, *, compressed: bool) 
         dataset = parent.create_dataset(name, data=h5py.Empty("f"))
         _copy_attrs(array, dataset)
         return
-    is_text = array.dtype.kind in "TUO"
-    dtype: Any = h5py.string_dtype() if is_text else array.dtype
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"shape": array.shape}
     if array.ndim and array.size and array.size * array.dtype.itemsize > _SMALL_BYTES:
         chunks = zip(array.chunks, array.shape, strict=True)
         options["chunks"] = tuple(min(chunk, length) for chunk, length in chunks)
         if compressed:
             options |= {"compression": "gzip", "compression_opts": GZIP_LEVEL, "shuffle": True}
-    dataset = parent.create_dataset(name, shape=array.shape, dtype=dtype, **options)
+    if array.dtype.kind in "TUO":
+        _copy_attrs(array, _copy_text(array, parent, name, options))
+        return
+    dataset = parent.create_dataset(name, dtype=array.dtype, **options)
     _copy_attrs(array, dataset)
     if "compression" in options and array.ndim == 1 and array.dtype.kind in "iuf":
         _copy_deflated(array, dataset)
         return
     for place in _slabs(array):
-        values = array[place]
-        dataset[place] = np.asarray(values).astype(object) if is_text else values
+        dataset[place] = array[place]
+
+
+def _copy_text(array: Any, parent: h5py.Group, name: str, options: dict[str, Any]) -> h5py.Dataset:
+    """Write strings of variable length, as anndata does; where one holds a NUL, of a fixed one.
+
+    In HDF5 a string of variable length ends at a NUL, so such a source had a fixed length too.
+    """
+
+    def written(dtype: Any) -> h5py.Dataset:
+        dataset = parent.create_dataset(name, dtype=dtype, **options)
+        for place in _slabs(array):
+            dataset[place] = _words(array, place)
+        return dataset
+
+    try:
+        return written(h5py.string_dtype())
+    except ValueError:  # h5py's of a NUL; any other comes again
+        del parent[name]
+    return written(
+        _fixed_dtype(word for place in _slabs(array) for word in _words(array, place).flat)
+    )
+
+
+def _words(array: Any, place: tuple[slice, ...]) -> NDArray[Any]:
+    return np.asarray(array[place]).astype(object)
+
+
+def _fixed_dtype(words: Iterable[str]) -> np.dtype[Any]:
+    """Of strings as long as the longest."""
+    dtype: np.dtype[Any] = h5py.string_dtype(length=max(len(word.encode()) for word in words))
+    return dtype
 
 
 def _copy_deflated(array: Any, dataset: h5py.Dataset) -> None:
@@ -169,10 +200,16 @@ def _slabs(array: Any) -> Iterator[tuple[slice, ...]]:
 def _copy_attrs(item: Any, target: Any) -> None:
     """Attributes as anndata has them in HDF5: words are text, lists are arrays."""
     for name, value in item.attrs.items():
-        if isinstance(value, list) and all(isinstance(word, str) for word in value):
-            target.attrs.create(name, np.array(value, object), dtype=h5py.string_dtype())
-        else:
+        values = np.array(value, object)
+        if value is None:  # empty in the source, of a type that zarr does not keep
+            target.attrs[name] = h5py.Empty("f")
+        elif not all(isinstance(word, str) for word in values.flat):
             target.attrs[name] = value
+        elif any("\0" in word for word in values.flat):  # see `_copy_text`
+            encoded = np.reshape([word.encode() for word in values.flat], values.shape)
+            target.attrs.create(name, encoded, dtype=_fixed_dtype(values.flat))
+        else:
+            target.attrs.create(name, values, dtype=h5py.string_dtype())
 
 
 def made_by_us(path: Any) -> bool:
