@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,7 @@ from dask_convert.errors import (
 )
 from dask_convert.files import failpoints
 from dask_convert.files.h5ad_writer import check_matrices, write_h5ad
+from dask_convert.files.hdf5_sink import write_hdf5
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The 'future.infer_string' option"),
@@ -186,6 +192,60 @@ def test_cellxgene_goes_on_from_a_finished_store(
         convert(cells, target, **options)
     np.testing.assert_array_equal(ad.read_h5ad(target).X.toarray(), ad.read_h5ad(cells).X.toarray())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "out.h5ad"]
+
+
+@pytest.mark.parametrize("share_of_file", [0.1, 0.5, 0.99])
+def test_a_disk_that_fills_up_is_one_line(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share_of_file: float
+) -> None:
+    """At the first bytes, among arrays and as the file is closed, of which HDF5 alone dies."""
+    target = tmp_path / "out.h5ad"
+    options: Any = {"profile": "cellxgene", "workers": 0}
+    convert(cells, target, **options)  # for its size
+    limit = int(target.stat().st_size * share_of_file)
+    target.unlink()
+    with monkeypatch.context() as patched:
+        patched.setenv(failpoints.VARIABLE, "export: store finished=error:28")
+        with pytest.raises(DiskSpaceError):
+            convert(cells, target, **options)
+    script = (
+        "import resource, sys; from dask_convert.cli import main; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); main(sys.argv[1:])"
+    )
+    arguments = ["convert", str(cells), str(target), "--profile", "cellxgene", "--workers", "0"]
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == DiskSpaceError.exit_code, done.stderr
+    assert "no space left" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not target.exists()
+    left = sorted(path.name for path in (tmp_path / ".out.h5ad.dask-convert").iterdir())
+    assert left == ["finished.json", "store.zarr"]
+    with monkeypatch.context() as patched:
+        patched.setattr("dask_convert.engine.stages.split", None)  # nothing is converted again
+        convert(cells, target, **options)
+    assert ad.read_h5ad(target).shape == (60, 30)
+
+
+def test_an_interrupt_leaves_no_thread_that_writes(tmp_path: Path) -> None:
+    """Whoever fills a file is stopped at the next look; what it wrote can be closed."""
+    reached = threading.Event()
+
+    def fill(file: h5py.File, check: Callable[[], None]) -> None:
+        for number in range(100_000):
+            file.create_dataset(str(number), data=np.arange(1000))
+            reached.set()
+            check()
+
+    def interrupt() -> None:
+        reached.wait()
+        os.kill(os.getpid(), signal.SIGINT)  # to the main thread, as Ctrl-C
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt):
+        write_hdf5(tmp_path / "file.h5", fill)
+    interrupter.join()
 
 
 def test_cellxgene_wants_room_for_store_and_file(

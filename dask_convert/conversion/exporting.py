@@ -32,6 +32,7 @@ from dask_convert.errors import DaskConvertError, LockError, TargetError
 from dask_convert.files.failpoints import reach
 from dask_convert.files.h5ad_writer import check_matrices, made_by_us, write_h5ad
 from dask_convert.files.hdf5 import reopen_source
+from dask_convert.files.hdf5_sink import write_hdf5
 from dask_convert.files.scratch import load_struct, save_struct, storage_errors, sync
 from dask_convert.planning.plans import ConversionPlan
 
@@ -171,8 +172,10 @@ def _made(
 def _write(store: Path, file: Path, plan: ConversionPlan) -> None:
     """Write the file and push it to the disk."""
     root = zarr.open_group(str(store), mode="r")
-    with h5py.File(file, "w") as opened:
-        write_h5ad(root, opened, compressed=plan.settings.codec != "none")
+    compressed = plan.settings.codec != "none"
+    write_hdf5(
+        file, lambda opened, check: write_h5ad(root, opened, compressed=compressed, check=check)
+    )
     reach("export: file written")
     sync(file)
     if plan.settings.verify:

@@ -15,6 +15,7 @@ from typing import Any
 
 import deflate
 import h5py
+import msgspec
 import numcodecs
 import numpy as np
 import zarr
@@ -32,7 +33,20 @@ _THREADS = 8  # at most; more would wait for the one that reads, and for the dis
 _MATRICES = {"csc_matrix", "csr_matrix"}
 
 
-def write_h5ad(root: zarr.Group, file: h5py.File, *, compressed: bool) -> None:
+class _How(msgspec.Struct, frozen=True):
+    """How arrays are copied; see `write_h5ad`."""
+
+    compressed: bool
+    check: Callable[[], None]
+
+
+def write_h5ad(
+    root: zarr.Group,
+    file: h5py.File,
+    *,
+    compressed: bool,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Copy a store.
 
     Parameters
@@ -43,6 +57,8 @@ def write_h5ad(root: zarr.Group, file: h5py.File, *, compressed: bool) -> None:
         Empty; gets all of it.
     compressed
         Whether arrays are compressed, with gzip.
+    check
+        Called after each slab; may raise. See `dask_convert.files.hdf5_sink`.
 
     Raises
     ------
@@ -51,7 +67,7 @@ def write_h5ad(root: zarr.Group, file: h5py.File, *, compressed: bool) -> None:
     """
     _copy_attrs(root, file)
     for name, item in sorted(root.members()):
-        _copy(item, file, name, compressed=compressed)
+        _copy(item, file, name, _How(compressed, check))
 
 
 def check_matrices(root: zarr.Group, file: h5py.File) -> None:
@@ -77,18 +93,18 @@ def check_matrices(root: zarr.Group, file: h5py.File) -> None:
                     raise IntegrityError(msg)
 
 
-def _copy(item: Any, parent: h5py.Group, name: str, *, compressed: bool) -> None:
+def _copy(item: Any, parent: h5py.Group, name: str, how: _How) -> None:
     path = f"{parent.name.rstrip('/')}/{name}".lstrip("/")
     try:
         if item.attrs.get("encoding-type") == "rec-array":
             _copy_by_anndata(item, parent, name)
         elif isinstance(item, zarr.Array):
-            _copy_array(item, parent, name, compressed=compressed)
+            _copy_array(item, parent, name, how)
         else:
             group = parent.create_group(name)
             _copy_attrs(item, group)
             for key, member in sorted(item.members()):
-                _copy(member, group, key, compressed=compressed)
+                _copy(member, group, key, how)
     except (TypeError, ValueError, KeyError) as error:
         msg = f"{path}: cannot be written to HDF5: {error}"
         raise AnnotationError(msg) from error
@@ -100,7 +116,7 @@ def _copy_by_anndata(item: Any, parent: h5py.Group, name: str) -> None:
     write_elem(parent, name, read_elem(item))
 
 
-def _copy_array(array: Any, parent: h5py.Group, name: str, *, compressed: bool) -> None:
+def _copy_array(array: Any, parent: h5py.Group, name: str, how: _How) -> None:
     if array.attrs.get("encoding-type") == "null":
         dataset = parent.create_dataset(name, data=h5py.Empty("f"))
         _copy_attrs(array, dataset)
@@ -109,21 +125,24 @@ def _copy_array(array: Any, parent: h5py.Group, name: str, *, compressed: bool) 
     if array.ndim and array.size and array.size * array.dtype.itemsize > _SMALL_BYTES:
         chunks = zip(array.chunks, array.shape, strict=True)
         options["chunks"] = tuple(min(chunk, length) for chunk, length in chunks)
-        if compressed:
+        if how.compressed:
             options |= {"compression": "gzip", "compression_opts": GZIP_LEVEL, "shuffle": True}
     if array.dtype.kind in "TUO":
-        _copy_attrs(array, _copy_text(array, parent, name, options))
+        _copy_attrs(array, _copy_text(array, parent, name, options, how))
         return
     dataset = parent.create_dataset(name, dtype=array.dtype, **options)
     _copy_attrs(array, dataset)
     if "compression" in options and array.ndim == 1 and array.dtype.kind in "iuf":
-        _copy_deflated(array, dataset)
+        _copy_deflated(array, dataset, how)
         return
     for place in _slabs(array):
         dataset[place] = array[place]
+        how.check()
 
 
-def _copy_text(array: Any, parent: h5py.Group, name: str, options: dict[str, Any]) -> h5py.Dataset:
+def _copy_text(
+    array: Any, parent: h5py.Group, name: str, options: dict[str, Any], how: _How
+) -> h5py.Dataset:
     """Write strings of variable length, as anndata does; where one holds a NUL, of a fixed one.
 
     In HDF5 a string of variable length ends at a NUL, so such a source had a fixed length too.
@@ -133,6 +152,7 @@ def _copy_text(array: Any, parent: h5py.Group, name: str, options: dict[str, Any
         dataset = parent.create_dataset(name, dtype=dtype, **options)
         for place in _slabs(array):
             dataset[place] = _words(array, place)
+            how.check()
         return dataset
 
     try:
@@ -154,7 +174,7 @@ def _fixed_dtype(words: Iterable[str]) -> np.dtype[Any]:
     return dtype
 
 
-def _copy_deflated(array: Any, dataset: h5py.Dataset) -> None:
+def _copy_deflated(array: Any, dataset: h5py.Dataset, how: _How) -> None:
     """Write chunks as HDF5's filters would make them; the next slab is read meanwhile."""
     length, stored = dataset.chunks[0], dataset.dtype
     deflated = _deflater(length, stored)
@@ -169,6 +189,7 @@ def _copy_deflated(array: Any, dataset: h5py.Dataset) -> None:
             chunks = pool.map(deflated, (values[start : start + length] for start in starts))
             for start, chunk in zip(starts, chunks, strict=True):
                 dataset.id.write_direct_chunk((place[0].start + start,), chunk)
+            how.check()
 
 
 def _deflater(length: int, dtype: np.dtype[Any]) -> Callable[[NDArray[Any]], bytes]:
