@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from dask_convert import __version__, cli_dashboard, cli_reading
-from dask_convert.cli_frame import HELP_COLUMNS, Command, json_option, print_json
+from dask_convert.cli_frame import HELP_COLUMNS, Command, Commands, json_option, print_json
 from dask_convert.cli_options import (
     LAYOUT,
     LOG,
@@ -46,10 +46,11 @@ class _WorkersFirst(Command):
 
 
 @click.group(
+    cls=Commands,
     context_settings={
         "help_option_names": ["-h", "--help"],
         "max_content_width": HELP_COLUMNS,
-    }
+    },
 )
 @click.version_option(__version__, prog_name="dask-convert")
 def main() -> None:

@@ -31,6 +31,18 @@ class RareOption(click.Option):
         return super().get_help_record(ctx) if ctx.meta.get(_ALL) else None
 
 
+class Commands(click.Group):
+    """All commands; Ctrl-C while the arguments of one are read ends as it does later."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Find the command and run it."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("dask-convert: interrupted", err=True)
+            sys.exit(INTERRUPTED_EXIT_CODE)
+
+
 class Command(click.Command):
     """A command whose expected errors are one line and an exit code, not a traceback."""
 

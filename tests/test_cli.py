@@ -23,7 +23,7 @@ from click.testing import CliRunner, Result
 import dask_convert
 from dask_convert import cli
 from dask_convert.cli import main
-from dask_convert.errors import PlanError, ScratchError
+from dask_convert.errors import DtypeError, PlanError, ScratchError
 from dask_convert.example.synthetic import write_synthetic_h5ad
 from dask_convert.files import failpoints
 
@@ -319,6 +319,34 @@ def test_scratch_that_cannot_be_made_is_refused(source: Path, tmp_path: Path) ->
         "convert", source, tmp_path / "genes.zarr", "--workers", 0, "--scratch", source / "below"
     )
     assert (result.exit_code, "cannot make a scratch directory" in result.output) == (12, True)
+
+
+def test_what_a_worker_refuses_is_one_line(source: Path, tmp_path: Path) -> None:
+    """Dask's own report of a task that failed has twenty, with a traceback."""
+    with h5py.File(source, "a") as file:
+        file["X/data"][0] = 0.5
+    arguments = ("convert", source, tmp_path / "genes.zarr", "--data-dtype", "uint8", "--quiet")
+    found = subprocess.run(
+        [sys.executable, "-m", "dask_convert", *map(str, arguments), "--workers", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == DtypeError.exit_code
+    (line,) = found.stderr.splitlines()
+    assert "X/data[0] is 0.5" in line
+
+
+def test_ctrl_c_while_arguments_are_read_ends_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local workers are started then."""
+
+    def interrupted(**_options: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "prepare_workers", interrupted)
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+    result = run("convert", "cells.h5ad", "genes.zarr")
+    assert (result.exit_code, result.stderr) == (130, "dask-convert: interrupted\n")
 
 
 def test_demo_tells_its_story(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ libraries and compiled kernels is shared by all of them.
 """
 
 import gc
+import logging
 import signal
 import sys
 from types import TracebackType
@@ -61,6 +62,10 @@ _load_kernels()
 # Every worker tells these, and takes 30 ms to find them out; they are remembered. Not all of
 # `get_versions`: a process of its own, ``uname``, would be started here.
 versions.get_package_info([*versions.required_packages, *versions.optional_packages])
+# The caller is given the error of a task, and tells it in a line; workers would tell it in twenty.
+logging.getLogger("distributed.worker").addFilter(
+    lambda record: not record.getMessage().startswith("Compute Failed")
+)
 # A worker has one thread for its task; left alone, blosc asks at every chunk which one it is in.
 blosc.use_threads = False
 sys.excepthook = _unless_the_caller_is_gone

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from importlib import import_module
@@ -48,9 +49,12 @@ def prepare_workers(*, verifying: bool = False) -> None:
     multiprocessing.set_forkserver_preload(names)
     before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
     os.environ.update(WORKER_ENVIRONMENT)  # the C library reads its own only when a process starts
+    # A terminal's Ctrl-C is for the caller, and the other process cannot ignore it from the first.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
