@@ -194,6 +194,59 @@ def test_cellxgene_goes_on_from_a_finished_store(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "out.h5ad"]
 
 
+def kill_at(place: str, source: Path, target: Path, *arguments: str) -> None:
+    """Export in a process that dies at a failpoint."""
+    options = ["--profile", "cellxgene", "--workers", "0", *arguments]
+    command = [sys.executable, "-m", "dask_convert", "convert", str(source), str(target), *options]
+    environment = {**os.environ, failpoints.VARIABLE: f"{place}=kill"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize(
+    "place", ["file written", "file described", "renamed", "state removed@2", "store removed@2"]
+)
+@pytest.mark.parametrize("replaces", [False, True])
+def test_an_export_that_is_killed_as_it_ends_can_be_continued(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, *, replaces: bool
+) -> None:
+    """Before the file gets its name, after it, and while all else is cleared up."""
+    target = tmp_path / "out.h5ad"
+    options: Any = {"profile": "cellxgene", "workers": 0}
+    if replaces:
+        convert(cells, target, **options)
+        old = target.stat().st_ino
+        options["overwrite"] = True
+    kill_at(f"export: {place}", cells, target, *["--overwrite"] * replaces)
+    assert target.exists() == (replaces or not place.startswith("file"))
+    with monkeypatch.context() as patched:
+        patched.setattr("dask_convert.engine.stages.split", None)  # nothing is converted again
+        result = convert(cells, target, **options)
+    assert (result.target, result.matrices[0].nnz) == (str(target), ad.read_h5ad(cells).X.nnz)
+    assert not replaces or target.stat().st_ino != old
+    np.testing.assert_array_equal(ad.read_h5ad(target).X.toarray(), ad.read_h5ad(cells).X.toarray())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "out.h5ad"]
+
+
+def test_a_file_that_has_its_name_is_not_taken_for_that_of_another_command(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other settings than those of the run that died: refused, or replaced when told."""
+    target = tmp_path / "out.h5ad"
+    options: Any = {"profile": "cellxgene", "workers": 0}
+    kill_at("export: state removed@2", cells, target)
+    with pytest.raises(TargetError, match="exists already"):
+        convert(cells, target, chunk_nnz=99, **options)
+    with monkeypatch.context() as patched:
+        patched.setenv(failpoints.VARIABLE, "export: file written=error:28")
+        with pytest.raises(DiskSpaceError):
+            convert(cells, target, chunk_nnz=99, overwrite=True, **options)
+    old = target.stat().st_ino
+    convert(cells, target, chunk_nnz=99, overwrite=True, **options)
+    assert target.stat().st_ino != old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "out.h5ad"]
+
+
 @pytest.mark.parametrize("share_of_file", [0.1, 0.5, 0.99])
 def test_a_disk_that_fills_up_is_one_line(
     cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share_of_file: float

@@ -5,9 +5,11 @@
         store.zarr               the finished store, which the file is written from
         finished.json            that it is finished, and of what
         file.h5ad                the file while it is written
+        publishing.json          what it is, and the result, from just before it gets its name
 
 The store is made by `dask_convert.conversion.run`, so it is continued as every conversion. A run
 that dies while it writes the file leaves the store, and the same command writes the file again.
+Once the file has its name, the same command has only to clear up.
 """
 
 from __future__ import annotations
@@ -69,29 +71,33 @@ def export(
         store and file it is a `DiskSpaceError`, before any work.
     """
     started = time.perf_counter()
-    _check_target(source, target, overwrite=overwrite)
     room = Workspace(target, scratch_parent).directory
-    store, file = room / "store.zarr", room / "file.h5ad"
+    _refuse_source(source, target)
+    if not (room / "publishing.json").exists():
+        _check_target(target, overwrite=overwrite)  # before anything is made
     with new_directories(target.parent), RunLock(room, target) as lock:
         try:
             with storage_errors(target.parent):
-                result = _finished(source, room, plan, scratch_parent, restart=restart)
-                _check_space(room, plan, scratch_parent, is_finished=result is not None)
+                wanted = _wanted(source, room, plan, scratch_parent)
+                result = None if restart else _published(room, target, wanted)
                 if result is None:
-                    result = _made(source, room, plan, scratch_parent, make_store)
-                _write(store, file, plan)
-                lock.check()
-                _check_target(source, target, overwrite=overwrite)
-                file.rename(target)
-                sync(target.parent)
+                    _check_target(target, overwrite=overwrite)
+                    (room / "publishing.json").unlink(missing_ok=True)
+                    result = None if restart else _finished(room, wanted)
+                    _check_space(room, plan, scratch_parent, is_finished=result is not None)
+                    result = result or _made(room, wanted, make_store)
+                    _write(room, plan)
+                    lock.check()
+                    _check_target(target, overwrite=overwrite)
+                    seconds = time.perf_counter() - started
+                    result = _publish(room, target, wanted, result, seconds)
         except LockError:
             raise
         except BaseException as error:
             _leave(room, target, error)
             raise
         _remove(room)
-    seconds = time.perf_counter() - started
-    return msgspec.structs.replace(result, target=str(target), seconds=seconds)
+    return result
 
 
 def clean_export(target: Path, scratch_parent: Path) -> list[Path]:
@@ -104,7 +110,8 @@ def clean_export(target: Path, scratch_parent: Path) -> list[Path]:
     """
     room = Workspace(target, scratch_parent).directory
     inner = Workspace(room / "store.zarr", scratch_parent)
-    left = [inner.directory, inner.target, room / "finished.json", room / "file.h5ad"]
+    names = ("finished.json", "file.h5ad", "publishing.json")
+    left = [inner.directory, inner.target, *(room / name for name in names)]
     if not any(os.path.lexists(path) for path in left):
         return []
     with RunLock(room, target):
@@ -113,11 +120,14 @@ def clean_export(target: Path, scratch_parent: Path) -> list[Path]:
     return [room, *(path for path in cleared if path.parent != room)]
 
 
-def _check_target(source: Path, target: Path, *, overwrite: bool) -> None:
-    """Refuse a target that may not be made, the source above all."""
+def _refuse_source(source: Path, target: Path) -> None:
     if target.exists() and target.samefile(source):
         msg = f"{target} is the source itself: choose another name"
         raise TargetError(msg)
+
+
+def _check_target(target: Path, *, overwrite: bool) -> None:
+    """Refuse a target that may not be made."""
     check_name(target, lambda path: path.is_file() and made_by_us(path), overwrite=overwrite)
 
 
@@ -137,40 +147,45 @@ def _check_space(
     check_free(room, 2 * plan.target_bytes - there_bytes)
 
 
-def _state(
-    source: Path, file: h5py.File, room: Path, plan: ConversionPlan, scratch_parent: Path
-) -> RunState:
-    return wanted_state(source, file, Workspace(room / "store.zarr", scratch_parent), plan)
-
-
-def _finished(
-    source: Path, room: Path, plan: ConversionPlan, scratch_parent: Path, *, restart: bool
-) -> ConversionResult | None:
-    """The result of a conversion to a store that is there and is what is wanted now."""
-    kept = load_struct(room / "finished.json", RunState)
-    if kept is None or restart or not (room / "store.zarr").is_dir():
-        return None
+def _wanted(source: Path, room: Path, plan: ConversionPlan, scratch_parent: Path) -> RunState:
+    """What this run is to do."""
+    space = Workspace(room / "store.zarr", scratch_parent)
     with reopen_source(source, plan.settings.trust) as opened:
-        wanted = _state(source, opened, room, plan, scratch_parent)
-    return None if differences(kept, wanted) else kept.outcome
+        return wanted_state(source, opened, space, plan)
 
 
-def _made(
-    source: Path, room: Path, plan: ConversionPlan, scratch_parent: Path, make_store: MakeStore
-) -> ConversionResult:
+def _published(room: Path, target: Path, wanted: RunState) -> ConversionResult | None:
+    """The result of a run whose file, which is what is wanted now, has got its name."""
+    if (room / "file.h5ad").exists() or not target.exists():
+        return None
+    return _kept_result(room / "publishing.json", wanted)
+
+
+def _finished(room: Path, wanted: RunState) -> ConversionResult | None:
+    """The result of a conversion to a store that is there and is what is wanted now."""
+    if not (room / "store.zarr").is_dir():
+        return None
+    return _kept_result(room / "finished.json", wanted)
+
+
+def _kept_result(path: Path, wanted: RunState) -> ConversionResult | None:
+    kept = load_struct(path, RunState)
+    return None if kept is None or differences(kept, wanted) else kept.outcome
+
+
+def _made(room: Path, wanted: RunState, make_store: MakeStore) -> ConversionResult:
     """Make the store, and note of what it is the store."""
     _remove(room)
     result = make_store(room / "store.zarr")
-    with reopen_source(source, plan.settings.trust) as opened:
-        state = _state(source, opened, room, plan, scratch_parent)
-    done = msgspec.structs.replace(state, outcome=result)
+    done = msgspec.structs.replace(wanted, outcome=result)
     save_struct(room / "finished.json", "state", done, durable=True)
     reach("export: store finished")
     return result
 
 
-def _write(store: Path, file: Path, plan: ConversionPlan) -> None:
+def _write(room: Path, plan: ConversionPlan) -> None:
     """Write the file and push it to the disk."""
+    store, file = room / "store.zarr", room / "file.h5ad"
     root = zarr.open_group(str(store), mode="r")
     compressed = plan.settings.codec != "none"
     write_hdf5(
@@ -183,9 +198,23 @@ def _write(store: Path, file: Path, plan: ConversionPlan) -> None:
             check_matrices(root, opened)
 
 
+def _publish(
+    room: Path, target: Path, wanted: RunState, stored: ConversionResult, seconds: float
+) -> ConversionResult:
+    """Give the file its name, after a note by which another run knows that it has it."""
+    result = msgspec.structs.replace(stored, target=str(target), seconds=seconds)
+    done = msgspec.structs.replace(wanted, outcome=result)
+    save_struct(room / "publishing.json", "state", done, durable=True)
+    reach("export: file described")
+    (room / "file.h5ad").rename(target)
+    reach("export: renamed")
+    sync(target.parent)
+    return result
+
+
 def _leave(room: Path, target: Path, error: BaseException) -> None:
     """Keep a finished store if the same command can go on from it, or remove everything."""
-    (room / "file.h5ad").unlink(missing_ok=True)
+    _remove_file(room)
     if not (room / "finished.json").exists():
         return  # the conversion to a store has kept what it can
     if isinstance(error, DaskConvertError) and not error.resumable:
@@ -199,7 +228,17 @@ def _leave(room: Path, target: Path, error: BaseException) -> None:
 
 def _remove(room: Path) -> None:
     """Remove a finished store; what an unfinished conversion to one has kept stays."""
+    _remove_file(room)
     (room / "finished.json").unlink(missing_ok=True)
-    (room / "file.h5ad").unlink(missing_ok=True)
+    reach("export: state removed")
     with suppress(FileNotFoundError):
         shutil.rmtree(room / "store.zarr")
+    reach("export: store removed")
+    (room / "publishing.json").unlink(missing_ok=True)  # last: until then the same command goes on
+
+
+def _remove_file(room: Path) -> None:
+    """Remove a file that has not got its name; without it, the note would say that it has."""
+    if (room / "file.h5ad").exists():
+        (room / "publishing.json").unlink(missing_ok=True)
+        (room / "file.h5ad").unlink()
