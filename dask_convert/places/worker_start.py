@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from importlib import import_module
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 
 WORKER_ENVIRONMENT = {
     # One arena, and freed memory is used again: fetching pages from the system anew for every
@@ -50,6 +50,7 @@ def prepare_workers(*, verifying: bool = False) -> None:
     before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
     os.environ.update(WORKER_ENVIRONMENT)  # the C library reads its own only when a process starts
     # A terminal's Ctrl-C is for the caller, and the other process cannot ignore it from the first.
+    resource_tracker.ensure_running()  # which unblocks the signal as it starts
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
