@@ -176,8 +176,8 @@ class Names:
         more = f" and {found.size - _SHOWN:,} more" if found.size > _SHOWN else ""
         text = (
             f"the {self._label} {name!r} stands for {found.size:,}: {', '.join(shown)}{more}; "
-            f"choose one by {'var name or ' if others is not None else ''}position (from Python), or "
-            "by the names of another column (--by)"
+            f"choose one by {'var name or ' if others is not None else ''}position (from Python), "
+            "or by the names of another column (--by)"
         )
         return AmbiguousNameError(text, tuple(found.tolist()))
 
