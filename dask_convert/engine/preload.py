@@ -12,6 +12,7 @@ from types import TracebackType
 
 # A terminal sends Ctrl-C to all processes at once; it is the caller's to answer.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see `worker_start.prepare_workers`
 gc.disable()  # imports make a hundred thousand objects and no garbage
 
 import distributed.nanny  # noqa: E402  (after the line above, which is for all that follow)
@@ -62,10 +63,9 @@ _load_kernels()
 # Every worker tells these, and takes 30 ms to find them out; they are remembered. Not all of
 # `get_versions`: a process of its own, ``uname``, would be started here.
 versions.get_package_info([*versions.required_packages, *versions.optional_packages])
-# The caller is given the error of a task, and tells it in a line; workers would tell it in twenty.
-logging.getLogger("distributed.worker").addFilter(
-    lambda record: not record.getMessage().startswith("Compute Failed")
-)
+# The caller is given the error of a task, and tells it in a line; a worker would tell it in twenty,
+# and as many of a connection that closes because the run has ended.
+logging.getLogger("distributed.worker").addFilter(lambda record: record.levelno > logging.ERROR)
 # A worker has one thread for its task; left alone, blosc asks at every chunk which one it is in.
 blosc.use_threads = False
 sys.excepthook = _unless_the_caller_is_gone
