@@ -371,6 +371,7 @@ def test_cellxgene_keeps_what_only_hdf5_has_names_for(cells: Path, tmp_path: Pat
         uns.attrs["nul"] = np.bytes_(b"x\0y")
         uns.attrs["table"] = np.array([[b"p\0q", b"r"]])
         uns.attrs["words"] = np.array([["s", "t"]], object)
+        uns.create_dataset("plain", data=["s", "t"], dtype=h5py.string_dtype())
         uns.create_dataset("few", data=few)
         uns.create_dataset("many", data=many)
         uns.create_dataset("one", data=np.bytes_(b"v\0w"))
@@ -384,7 +385,7 @@ def test_cellxgene_keeps_what_only_hdf5_has_names_for(cells: Path, tmp_path: Pat
         np.testing.assert_array_equal(uns["few"][:], few)
         np.testing.assert_array_equal(uns["many"][:], many)
         assert uns["one"][()] == b"v\0w"
-        assert file["obs/note"].dtype == object  # all others are of variable length, as ever
+        assert uns["plain"].dtype == object  # all others are of variable length, as ever
     found = ad.read_h5ad(target).uns
     assert found["few"].tolist() == ["a\0b", "c", ""]
     assert found["many"].tolist() == np.char.decode(many, "utf-8").tolist()
