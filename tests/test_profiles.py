@@ -28,11 +28,13 @@ from strategies import share
 
 from dask_convert.api import clean, convert, plan
 from dask_convert.cli import main
+from dask_convert.conversion import exporting
 from dask_convert.errors import (
     DiskSpaceError,
     DtypeError,
     IntegrityError,
     PlanError,
+    SourceError,
     TargetError,
 )
 from dask_convert.files import failpoints
@@ -277,6 +279,29 @@ def test_a_disk_that_fills_up_is_one_line(
     with monkeypatch.context() as patched:
         patched.setattr("dask_convert.engine.stages.split", None)  # nothing is converted again
         convert(cells, target, **options)
+    assert ad.read_h5ad(target).shape == (60, 30)
+
+
+def test_an_export_that_was_replaced_leaves_the_others_files_alone(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it ends by, once it has lost the lock."""
+    target = tmp_path / "out.h5ad"
+    room = tmp_path / ".out.h5ad.dask-convert"
+
+    def replaced(room: Path, _plan: Any) -> None:
+        (room / "lock-000007").write_bytes(b"{}")
+        (room / "file.h5ad").touch()
+        raise SourceError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(exporting, "_write", replaced)
+        with pytest.raises(SourceError):
+            convert(cells, target, profile="cellxgene", workers=0)
+    left = {path.name for path in room.iterdir()}
+    assert left >= {"file.h5ad", "finished.json", "store.zarr"}
+    (room / "lock-000007").unlink()
+    convert(cells, target, profile="cellxgene", workers=0)
     assert ad.read_h5ad(target).shape == (60, 30)
 
 

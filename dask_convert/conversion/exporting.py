@@ -30,7 +30,7 @@ from dask_convert.conversion.publishing import check_free, check_name, new_direc
 from dask_convert.conversion.resuming import clean_up, wanted_state
 from dask_convert.conversion.workspace import RunState, Workspace, differences, tree_bytes
 from dask_convert.engine.results import ConversionResult
-from dask_convert.errors import DaskConvertError, LockError, TargetError
+from dask_convert.errors import DaskConvertError, TargetError
 from dask_convert.files.failpoints import reach
 from dask_convert.files.h5ad_writer import check_matrices, made_by_us, write_h5ad
 from dask_convert.files.hdf5 import reopen_source
@@ -91,10 +91,9 @@ def export(
                     _check_target(target, overwrite=overwrite)
                     seconds = time.perf_counter() - started
                     result = _publish(room, target, wanted, result, seconds)
-        except LockError:
-            raise
         except BaseException as error:
-            _leave(room, target, error)
+            if lock.is_held():  # else it belongs to another run now
+                _leave(room, target, error)
             raise
         _remove(room)
     return result
