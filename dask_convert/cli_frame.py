@@ -32,15 +32,14 @@ class RareOption(click.Option):
 
 
 class Commands(click.Group):
-    """All commands; Ctrl-C while the arguments of one are read ends as it does later."""
+    """All commands; Ctrl-C ends each in a line, also while its arguments are read."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Find the command and run it."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("dask-convert: interrupted", err=True)
-            sys.exit(INTERRUPTED_EXIT_CODE)
+        except KeyboardInterrupt as error:
+            _fail(ctx, error, "interrupted", INTERRUPTED_EXIT_CODE)
 
 
 class Command(click.Command):
@@ -84,8 +83,6 @@ class Command(click.Command):
             return self._invoke_logged(ctx, log_file, verbose=bool(verbose))
         except DaskConvertError as error:
             _fail(ctx, error, str(error), error.exit_code)
-        except KeyboardInterrupt as error:
-            _fail(ctx, error, "interrupted", INTERRUPTED_EXIT_CODE)
 
     def _invoke_logged(self, ctx: click.Context, log_file: Path | None, *, verbose: bool) -> Any:
         """Run it with a log; what goes wrong is in it with its traceback."""
@@ -147,7 +144,7 @@ def _help_all() -> click.Option:
 
 def _fail(ctx: click.Context, error: BaseException, text: str, exit_code: int) -> None:
     click.echo(f"dask-convert: {_with_notes(error, text)}", err=True)
-    if ctx.meta[_JSON]:
+    if ctx.meta.get(_JSON):
         _print_error(error, text, exit_code, resumable=getattr(error, "resumable", True))
     sys.exit(exit_code)
 
