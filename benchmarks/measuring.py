@@ -22,7 +22,6 @@ import psutil
 
 from benchmarks import tables
 from dask_convert.engine.meters import SAMPLING_SHARE, PeakMemory, pss_bytes
-from dask_convert.page_cache import forget
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("dask_convert", "anndata", "dask", "deflate", "h5py", "numba", "numcodecs", "zarr")
@@ -157,13 +156,6 @@ def disk_usage(directory: Path) -> tuple[int, int]:
     """Bytes and number of the files below a directory."""
     sizes = [path.stat().st_size for path in directory.rglob("*") if path.is_file()]
     return sum(sizes), len(sizes)
-
-
-def evict(directory: Path) -> None:
-    """Take the files below a directory out of the page cache; those must be on disk."""
-    for path in directory.rglob("*"):
-        if path.is_file():
-            forget(path)
 
 
 def cores() -> int:

@@ -29,9 +29,10 @@ import numpy as np
 import zarr
 
 from benchmarks.distant import served
-from benchmarks.measuring import Results, Row, cores, disk_usage, evict, say
+from benchmarks.measuring import Results, Row, cores, disk_usage, say
 from dask_convert import open_store
 from dask_convert.chunks.chunk_reader import ChunkReader
+from dask_convert.page_cache import forget_below
 from dask_convert.reading.csc_reader import open_csc
 
 AT_ONCE = 100
@@ -167,7 +168,7 @@ def cold_milliseconds(opened: Opened, path: Path, chosen: Any) -> list[float]:
     taken = []
     for gene in chosen:
         read = opened(path)
-        evict(path)
+        forget_below(path)
         taken.append(_milliseconds(read, int(gene)))
     return taken
 
@@ -179,7 +180,7 @@ def _cold_hundred(opened: Opened, path: Path, chosen: Any) -> dict[str, float]:
     def forgotten() -> Reader:
         read = opened(path)
         read(int(chosen[-1]))
-        evict(path)
+        forget_below(path)
         return read
 
     read = forgotten()

@@ -41,3 +41,13 @@ def forget(path: Path) -> None:
             not_needed(descriptor, 0, 0)
         finally:
             os.close(descriptor)
+
+
+def forget_below(directory: Path) -> None:
+    """Have the system forget what it holds of a directory's files, so that the disk is read.
+
+    Works where the system has `posix_fadvise`, for what has been written out already; what a
+    disk or a file server itself keeps in memory is beyond reach.
+    """
+    for path in directory.rglob("*"):
+        forget(path)

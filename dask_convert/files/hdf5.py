@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_convert.errors import SourceError, StorageError
+from dask_convert.errors import SourceError
 from dask_convert.files.admission import (
     admit,
     check_allocation,
@@ -31,7 +31,7 @@ from dask_convert.files.admission import (
 )
 from dask_convert.files.chunk_guard import ChunkGuard, check_extent
 from dask_convert.files.filters import filter_name, pipeline, zstd_inflated
-from dask_convert.files.hdf5_errors import is_transient, reading
+from dask_convert.files.hdf5_errors import reading, refuse_transient
 from dask_convert.files.rehearsal import rehearse
 from dask_convert.page_cache import fills_cache, not_needed, will_need
 from dask_convert.planning import memory
@@ -93,10 +93,8 @@ def reopen_source(path: Path, trust: Trust = Trust()) -> h5py.File:  # noqa: B00
     try:
         return h5py.File(path, "r", locking="best-effort")
     except (OSError, RuntimeError, ValueError) as error:
+        refuse_transient(error, str(path))
         what = " ".join(str(error).split())
-        if is_transient(error):
-            msg = f"{path}: the system could not open it ({what})"
-            raise StorageError(msg) from error
         if "truncated file" in what:
             what = f"it was cut short: copy it again ({what})"
         elif "signature not found" in what:

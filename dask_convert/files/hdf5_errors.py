@@ -27,21 +27,33 @@ def reading(where: str) -> Iterator[None]:
     except DaskConvertError:
         raise
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if is_transient(error):
-            msg = f"{where}: the system could not read it ({reason})"
-            raise StorageError(msg) from error
+        refuse_transient(error, where)
+        reason = _reason(error)
         msg = f"{where}: cannot be read ({reason}): the file is damaged, or made by something odd"
         raise SourceError(msg) from error
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the system failed, in a way that may pass, or whatever has led to the error did.
+def refuse_transient(error: Exception, where: str) -> None:
+    """Raise what is resumable, if the system has failed in a way that may pass.
 
-    HDF5 tells the system's number in words alone.
+    Raises
+    ------
+    StorageError
+        It has: what was read is not to blame.
     """
+    if _is_transient(error):
+        msg = f"{where}: the system could not read it ({_reason(error)})"
+        raise StorageError(msg) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Of this error, or one that has led to it; HDF5 tells the system's number in words alone."""
     told = _ERRNO.search(str(error))
     number = getattr(error, "errno", None) if told is None else int(told[1])
     if number in TRANSIENT or isinstance(error, MemoryError):
         return True
-    return error.__cause__ is not None and is_transient(error.__cause__)
+    return error.__cause__ is not None and _is_transient(error.__cause__)

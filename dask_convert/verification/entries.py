@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_convert.chunks.chunk_reader import ChunkReader
-from dask_convert.errors import DamagedStoreError, SourceError, StorageError, StoreError
-from dask_convert.files.hdf5_errors import is_transient
+from dask_convert.errors import DamagedStoreError, SourceError, StoreError
+from dask_convert.files.hdf5_errors import refuse_transient
 from dask_convert.verification.sides import Part, Side, whole_chunks
 
 SLICE_NNZ = 2**17
@@ -99,9 +99,7 @@ class EntryReader:
             data, indices = (member.elements(start, stop) for member in members)
         except Exception as error:
             what = f"{self._side.name}, entries {start} to {stop}"
-            if is_transient(error):
-                msg = f"{what}: the system could not read them: {error}"
-                raise StorageError(msg) from error
+            refuse_transient(error, what)
             if self._side.store == "h5ad":
                 msg = f"{what}: HDF5 cannot read them: {error}"
                 raise SourceError(msg) from error

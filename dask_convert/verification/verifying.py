@@ -24,13 +24,13 @@ import zarr
 from dask_convert.engine.graph import Executor
 from dask_convert.engine.results import VerificationResult, VerifiedMatrix
 from dask_convert.engine.tasks import Job
-from dask_convert.errors import PlanError, StorageError
+from dask_convert.errors import PlanError
 from dask_convert.files.h5ad import matrix_format
 from dask_convert.files.hdf5 import open_source, reopen_source
-from dask_convert.files.hdf5_errors import is_transient
+from dask_convert.files.hdf5_errors import refuse_transient
 from dask_convert.files.scratch import load_struct, save_struct
 from dask_convert.files.store_files import store_differences
-from dask_convert.page_cache import forget
+from dask_convert.page_cache import forget_below
 from dask_convert.planning.layout import Trust
 from dask_convert.planning.plans import Settings
 from dask_convert.shuffle.digests import Keys
@@ -143,7 +143,7 @@ def verify_store(
         names = _chosen(named, matrices)
         root = _open_target(target, found)
         if root is not None:
-            forget_cached(target)
+            forget_below(target)
             pairs = [pair_of(file, trust, named[name], name, target, root, found) for name in names]
             with ThreadPoolExecutor(1) as helper:
                 rest = helper.submit(_rest, file, target, root, named)
@@ -177,16 +177,6 @@ def _sparse_below(file: h5py.File, path: str, above: tuple[Any, ...]) -> Iterato
             yield from _sparse_below(file, f"{path}/{key}", (*above, item))
 
 
-def forget_cached(target: Path) -> None:
-    """Have the system forget what it holds of a store's files, so that the disk is read.
-
-    Works where the system has `posix_fadvise`, for what has been written out already; what a
-    disk or a file server itself keeps in memory is beyond reach.
-    """
-    for path in target.rglob("*"):
-        forget(path)
-
-
 def _chosen(named: dict[str, str], matrices: Collection[str] | None) -> list[str]:
     for name in matrices or ():
         if name not in named:
@@ -200,16 +190,9 @@ def _open_target(target: Path, found: list[str]) -> zarr.Group | None:
     try:
         return zarr.open_group(str(target), mode="r", use_consolidated=False)
     except Exception as error:  # noqa: BLE001  (zarr raises what it likes of a broken store)
-        _refuse_transient(error, target)
+        refuse_transient(error, str(target))
         found.append(f"{target}: cannot be opened as a zarr group: {error}")
         return None
-
-
-def _refuse_transient(error: Exception, target: Path) -> None:
-    """A store is not different because the system failed to read it for a moment."""
-    if is_transient(error):
-        msg = f"{target}: the system could not read it: {error}"
-        raise StorageError(msg) from error
 
 
 def _rest(file: h5py.File, target: Path, root: zarr.Group, named: Collection[str]) -> list[str]:
@@ -220,6 +203,6 @@ def _rest(file: h5py.File, target: Path, root: zarr.Group, named: Collection[str
         try:
             differences.extend(lines)
         except Exception as error:  # noqa: BLE001  (zarr raises what it likes of a broken store)
-            _refuse_transient(error, target)
+            refuse_transient(error, str(target))
             differences.append(f"{target}: its structure cannot be read: {error}")
     return differences
