@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import numpy as np
 import pytest
 import zarr
 from engine import convert, names
-from h5py._objects import phil as h5py_lock
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import assert_converted
@@ -40,6 +40,7 @@ from dask_convert.files.filters import FILTERS as KNOWN
 from dask_convert.files.filters import FilterStep, pipeline, wrong_size
 from dask_convert.files.hdf5 import open_source
 from dask_convert.files.hdf5_errors import reading
+from dask_convert.files.hdf5_lock import h5py_lock, read_chunk, write_chunk
 from dask_convert.files.rehearsal import rehearse
 from dask_convert.planning.layout import Trust
 from dask_convert.shuffle import scans
@@ -158,15 +159,24 @@ def test_a_failing_file_system_is_not_a_damaged_file(
     assert caught.value.resumable == (kind is StorageError)
 
 
-def test_plugin_paths_are_left_alone_while_another_thread_is_in_hdf5() -> None:
-    """HDF5 knows nothing of threads: a read that is under way would fail, or crash."""
-    with h5py_lock:
-        forgetting = threading.Thread(target=ignore_plugin_paths)
-        forgetting.start()
-        forgetting.join(0.2)
-        assert forgetting.is_alive()
-    forgetting.join(10)
-    assert not forgetting.is_alive()
+@pytest.mark.parametrize("action", ["forget plugins", "read a chunk", "write a chunk"])
+def test_what_h5py_leaves_unlocked_waits_for_other_threads(tmp_path: Path, action: str) -> None:
+    """HDF5 knows nothing of threads: what is under way would fail, or damage the file."""
+    with h5py.File(tmp_path / "file.h5", "w") as file:
+        dataset = file.create_dataset("data", data=np.arange(10), chunks=(5,))
+        content = read_chunk(dataset, (0,))
+        actions: dict[str, Callable[[], object]] = {
+            "forget plugins": ignore_plugin_paths,
+            "read a chunk": lambda: read_chunk(dataset, (0,)),
+            "write a chunk": lambda: write_chunk(dataset, (0,), content),
+        }
+        with h5py_lock:
+            acting = threading.Thread(target=actions[action])
+            acting.start()
+            acting.join(0.2)
+            assert acting.is_alive()
+        acting.join(10)
+        assert not acting.is_alive()
 
 
 @given(st.binary(max_size=3000), st.integers(1, 50))

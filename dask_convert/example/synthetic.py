@@ -31,6 +31,7 @@ import h5py
 import numpy as np
 
 from dask_convert.example.synthetic_model import N_BATCHES, SyntheticModel, require_within
+from dask_convert.files.hdf5_lock import write_chunk
 from dask_convert.planning.cores import available_cores
 
 if TYPE_CHECKING:
@@ -302,7 +303,7 @@ def _create_matrix(
 def _store(array: h5py.Dataset, chunks: _ChunkRange, encoded: list[bytes]) -> None:
     """Store encoded chunks as they are, past HDF5's filters."""
     for c, chunk in zip(range(chunks.start, chunks.stop), encoded, strict=True):
-        array.id.write_direct_chunk((c * chunks.size,), chunk)
+        write_chunk(array, (c * chunks.size,), chunk)
 
 
 def _write_annotations(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
-from h5py._objects import phil as h5py_lock
 
 from dask_convert.errors import AdmissionError
 from dask_convert.files.filters import (
@@ -26,6 +25,7 @@ from dask_convert.files.filters import (
     pipeline,
 )
 from dask_convert.files.hdf5_errors import reading
+from dask_convert.files.hdf5_lock import h5py_lock
 from dask_convert.planning.layout import Trust
 
 MAX_CHUNK_BYTES = 2**30
@@ -48,9 +48,7 @@ def ignore_plugin_paths() -> None:
 
     For good, in this process: a library that was loaded cannot be unloaded either.
     """
-    # h5py's functions for plugins are the only ones that do not take its lock by themselves;
-    # HDF5 is not safe for threads, and another one may be reading annotations right now.
-    with h5py_lock:
+    with h5py_lock:  # another thread may be reading annotations right now
         for _ in range(h5py.h5pl.size()):
             h5py.h5pl.remove(0)
 

@@ -22,6 +22,7 @@ import zarr
 from numpy.typing import NDArray
 
 from dask_convert.errors import AnnotationError, IntegrityError
+from dask_convert.files.hdf5_lock import write_chunk
 from dask_convert.files.zarr_csc import CREATED_BY
 from dask_convert.planning.cores import available_cores
 
@@ -188,7 +189,7 @@ def _copy_deflated(array: Any, dataset: h5py.Dataset, how: _How) -> None:
             starts = range(0, values.size, length)
             chunks = pool.map(deflated, (values[start : start + length] for start in starts))
             for start, chunk in zip(starts, chunks, strict=True):
-                dataset.id.write_direct_chunk((place[0].start + start,), chunk)
+                write_chunk(dataset, (place[0].start + start,), chunk)
             how.check()
 
 
