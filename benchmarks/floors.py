@@ -23,7 +23,8 @@ import psutil
 from numpy.typing import NDArray
 
 from dask_convert.files.h5ad import csr_matrices
-from dask_convert.files.hdf5 import MemberReader, chunk_table, open_source
+from dask_convert.files.hdf5 import MemberReader, open_source
+from dask_convert.files.hdf5_trial import raw_table
 from dask_convert.files.shards import chunk_encoder
 from dask_convert.planning.layout import TargetLayout
 
@@ -135,7 +136,7 @@ def _inflate(share: _Share) -> _Done:
         matrix = next(found for found in csr_matrices(file) if found.name == "X")
         members = [(m, getattr(matrix, m), file[matrix.path][m]) for m in MEMBERS]
         readers = [
-            MemberReader(share.path, f"X/{m}", array, chunk_table(dataset) if array.raw else None)
+            MemberReader(share.path, f"X/{m}", array, raw_table(dataset, array))
             for m, array, dataset in members
         ]
     disk_before = psutil.Process().io_counters().read_bytes

@@ -40,7 +40,7 @@ FLOORS = {
         "chunk_guard rehearsal scratch",
         "admission",
         "annotation_elements hdf5 fragment_files shards",
-        "annotations h5ad zarr_csc",
+        "annotations h5ad hdf5_trial zarr_csc",
         "fingerprints store_files h5ad_writer",
     ),
     # Work.

@@ -49,7 +49,8 @@ from dask_convert.files.annotations import copy_annotations
 from dask_convert.files.failpoints import reach
 from dask_convert.files.fingerprints import changed_file
 from dask_convert.files.h5ad import row_end_slabs
-from dask_convert.files.hdf5 import chunk_table, reopen_source
+from dask_convert.files.hdf5 import reopen_source
+from dask_convert.files.hdf5_trial import raw_table
 from dask_convert.files.scratch import (
     MatrixScratch,
     load_array,
@@ -305,7 +306,7 @@ def _prepare_matrix(file: h5py.File, directory: Path, plan: MatrixPlan) -> Matri
     changed = plan.source
     for member in ("data", "indices"):
         array = getattr(plan.source, member)
-        table = chunk_table(file[plan.source.path][member]) if array.raw else None
+        table = raw_table(file[plan.source.path][member], array)
         if table is not None:
             save_array(files.chunks(member), table)
         elif array.raw:

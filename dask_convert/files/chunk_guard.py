@@ -42,6 +42,7 @@ class ChunkGuard:
         self._steps = pipeline(dataset)
         self._chunks = np.empty(0, _chunk_dtype(1))
         self._chunk_rows = self._chunk_bytes = 0
+        self._shape, self._chunk_shape = dataset.shape, dataset.chunks
         if dataset.chunks and dataset.size:
             self._chunk_rows = dataset.chunks[0]
             self._chunk_bytes = math.prod(dataset.chunks) * item_bytes(dataset)
@@ -80,10 +81,16 @@ class ChunkGuard:
         check_extent(what, offset, size, self._chunk_bytes, file_bytes)
         wanted = size if needs_all(self._steps) else min(size, HEAD_BYTES)
         encoded = os.pread(descriptor, wanted, offset)
-        wrong = wrong_size(self._steps, mask, encoded, size, self._chunk_bytes)
+        sizes = size, self._chunk_bytes
+        wrong = wrong_size(self._steps, mask, encoded, *sizes, is_cut=self._is_cut(start))
         if wrong:
             msg = f"{what}: {wrong}: the file is damaged there"
             raise SourceError(msg)
+
+    def _is_cut(self, start: list[int]) -> bool:
+        """Whether a chunk reaches over the end of some axis."""
+        ends = zip(start, self._chunk_shape, self._shape, strict=True)
+        return any(first + length > end for first, length, end in ends)
 
 
 def _chunk_dtype(n_axes: int) -> np.dtype[np.void]:

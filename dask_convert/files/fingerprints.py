@@ -12,6 +12,7 @@ import numpy as np
 
 from dask_convert.files.admission import admit
 from dask_convert.files.h5ad import row_end_slabs
+from dask_convert.files.hdf5_errors import reading
 from dask_convert.files.hdf5_lock import read_chunk
 from dask_convert.planning.layout import MatrixSource, Trust
 
@@ -129,10 +130,8 @@ def _samples(dataset: h5py.Dataset) -> list[bytes]:
 
 
 def _stored_chunk(dataset: h5py.Dataset, start: int) -> bytes:
-    try:
+    with reading(f"{dataset.name.lstrip('/')}, chunk at {start}"):
         return read_chunk(dataset, (start,))
-    except (OSError, RuntimeError, ValueError):  # never written
-        return b""
 
 
 def _contiguous_samples(dataset: h5py.Dataset) -> list[bytes]:

@@ -30,7 +30,7 @@ from dask_convert.files.admission import (
     ignore_plugin_paths,
 )
 from dask_convert.files.chunk_guard import ChunkGuard, check_extent
-from dask_convert.files.filters import filter_name, pipeline, zstd_inflated
+from dask_convert.files.filters import filter_name, is_usual, pipeline, zstd_inflated
 from dask_convert.files.hdf5_errors import reading, refuse_transient
 from dask_convert.files.rehearsal import rehearse
 from dask_convert.page_cache import fills_cache, not_needed, will_need
@@ -345,15 +345,14 @@ def array_source(dataset: h5py.Dataset, home: str) -> ArraySource:
 
     `home` is the name of the source file: a link may have led into another one.
     """
-    filters = tuple(filter_name(step.code) for step in pipeline(dataset))
+    steps = pipeline(dataset)
+    filters = tuple(filter_name(step.code) for step in steps)
     in_file = not dataset.is_virtual and dataset.external is None
     in_file &= dataset.file.filename == home
     placed = dataset.chunks is not None or dataset.id.get_offset() is not None
     # HDF5 has numbers that numpy has not, of 20 bits say; h5py converts them, a plain read doesn't.
     plain = dataset.id.get_type() == h5py.h5t.py_create(dataset.dtype, logical=True)
-    # HDF5 may have left the chunk that the end cuts as it was, and h5py cannot tell whether it did.
-    # Chunks that are compressed, too, tell it themselves: these bytes would not inflate.
-    cut = filters == ("shuffle",) and dataset.shape[0] % dataset.chunks[0] > 0
+    plain &= all(is_usual(step, dataset.dtype.itemsize) for step in steps)
     return ArraySource(
         dtype=np.dtype(bool).str if dataset.dtype == bool else dataset.dtype.str,
         length=int(dataset.shape[0]),
@@ -361,7 +360,7 @@ def array_source(dataset: h5py.Dataset, home: str) -> ArraySource:
         stored_bytes=int(dataset.id.get_storage_size()),
         filters=filters,
         raw=filters in _RAW_PIPELINES
-        and (in_file and placed and plain and not cut)
+        and (in_file and placed and plain)
         and not dataset.file.userblock_size,
     )
 
