@@ -44,6 +44,7 @@ from dask_convert.errors import (
 )
 from dask_convert.files import hdf5
 from dask_convert.verification import entries, matrices, sides
+from dask_convert.verification.samples import sample_differences
 from dask_convert.verification.verifying import verify_store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of anndata and zarr, about what they write
@@ -95,6 +96,27 @@ def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     cuts = {"chunk_nnz": 30, "shard_nnz": 120 if request.param == 3 else 0}
     convert(source, target, zarr_format=request.param, **cuts)
     return Stored(source, target)
+
+
+@pytest.mark.parametrize("column", [N_VARS, 10**8, -1, -(10**8)])
+def test_a_column_out_of_range_of_the_source_reaches_neither_scipy_nor_the_verdict(
+    stored: Stored, tmp_path: Path, column: int
+) -> None:
+    """Scipy would write outside its arrays, and the process would end by a signal."""
+    source = tmp_path / "source.h5ad"
+    shutil.copy(stored.source, source)
+    with h5py.File(source, "r+") as file:
+        file["X/indices"][:] = column
+    with pytest.raises(SourceError, match=r"X/indices.* no (index|column)"):
+        verify(source, stored.target)
+    target = zarr.open_group(stored.target, mode="r")["X"]
+    with h5py.File(source) as file:
+        ours, _ = sides.side_of(file["X"], "h5ad", source, "X")
+    theirs, _ = sides.side_of(target, "zarr", stored.target, "X")
+    assert ours is not None
+    assert theirs is not None
+    with pytest.raises(SourceError, match=rf"X/indices\[\d+\] is {column}, which is no column"):
+        sample_differences(ours, theirs, 0)
 
 
 def test_the_control_passes(stored: Stored) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from dask_convert.errors import SourceError
 from dask_convert.verification.sides import Side, open_members
 
 RANGES = 4
@@ -39,6 +40,11 @@ def sample_differences(source: Side, target: Side, seed: int) -> list[str]:
     Returns
     -------
         A line for each column that differs somewhere in those rows.
+
+    Raises
+    ------
+    SourceError
+        An index of the source is out of range.
     """
     chosen = random.Random(seed)  # noqa: S311  (a sample, no secret)
     blocks = _row_blocks(source, chosen)
@@ -76,6 +82,7 @@ def _row_blocks(source: Side, chosen: random.Random) -> list[tuple[int, Any]]:
             rows = max(int(np.searchsorted(ends, ends[0] + RANGE_NNZ, side="right")) - 1, 1)
             ends = ends[: rows + 1]
             columns = np.asarray(indices[ends[0] : ends[-1]]).astype(np.int64)
+            _check_columns(source, columns, int(ends[0]))
             # scipy knows neither float16 nor what is in a NaN: let it carry positions instead.
             places = np.arange(columns.size)
             matrix = sp.csr_array(
@@ -85,6 +92,18 @@ def _row_blocks(source: Side, chosen: random.Random) -> list[tuple[int, Any]]:
             matrix.values = values.astype(values.dtype.newbyteorder("="))[matrix.data]
             blocks.append((first, matrix))
     return blocks
+
+
+def _check_columns(source: Side, columns: NDArray[np.int64], start: int) -> None:
+    """Let nothing reach scipy that would have it write outside its arrays."""
+    outside = np.flatnonzero((columns < 0) | (columns >= source.n_vars))
+    if outside.size:
+        at = int(outside[0])
+        msg = (
+            f"{source.name}/indices[{start + at}] is {columns[at]}, which is no column: there are "
+            f"{source.n_vars}"
+        )
+        raise SourceError(msg)
 
 
 def _same(block: Any, column: int, rows: NDArray[Any], values: NDArray[Any], source: Side) -> bool:
