@@ -312,6 +312,15 @@ def test_a_budget_that_is_too_small_says_what_would_do() -> None:
         conversion_plan([(source, even_rows(source))], Settings(memory=100 * 2**20, workers=8))
 
 
+def test_the_index_of_a_shard_is_counted() -> None:
+    """It has 16 bytes a chunk, of which there may be as many as there are entries."""
+    source = matrix_source(100_000, 32_285, 416_000_000)
+    tiny = Settings(memory=2 * GIB, chunk_nnz=1, shard_nnz=10**8)
+    with pytest.raises(MemoryBudgetError) as caught:
+        conversion_plan([(source, even_rows(source))], tiny)
+    assert caught.value.least_bytes > 2 * 16 * 10**8
+
+
 CONTRADICTIONS = {
     "chunk_nnz is 0": {"chunk_nnz": 0},
     "shard_nnz is 15: .*multiple of chunk_nnz, 10": {"chunk_nnz": 10, "shard_nnz": 15},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ from strategies import DTYPES, random_values, share
 from dask_convert.files.shards import ABSENT, is_intact, write_region
 from dask_convert.files.zarr_csc import describe_matrix, finalise, made_by_us
 from dask_convert.planning.layout import ArraySource, Codec, MatrixSource, Region, TargetLayout
+from dask_convert.planning.memory import SHARD_INDEX_ROW_BYTES
 from dask_convert.planning.planner import target_regions
 
 CODECS = get_args(Codec)
@@ -60,6 +62,17 @@ def write_matrix(
 
 def _tree_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def test_an_index_takes_the_memory_that_is_planned_for_it(tmp_path: Path) -> None:
+    """Of a million chunks, nearly none of which are there."""
+    layout = TargetLayout(3, 1, 10**6, "none", 1)
+    elements = np.zeros(3)
+    tracemalloc.start()
+    write_region(tmp_path, "X/data", layout, Region(0, 3), lambda low, high: elements[low:high])
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 2 * SHARD_INDEX_ROW_BYTES * 10**6 + 2**20
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -133,10 +133,10 @@ def _write_shard(
             offset += len(chunk)
         if layout.sharded:
             encoded = index.tobytes()
-            encoded += struct.pack("<I", google_crc32c.value(encoded))
-            write_all(file, encoded)
-            checksum = google_crc32c.extend(checksum, encoded)
-            offset += len(encoded)
+            for part in (encoded, struct.pack("<I", google_crc32c.value(encoded))):
+                write_all(file, part)
+                checksum = google_crc32c.extend(checksum, part)
+                offset += len(part)
         start_writeback(file.fileno())
     return offset, int(checksum)
 

@@ -23,6 +23,9 @@ WORKER_BYTES = 150 * MIB
 READ_PIECE_BYTES = 8 * MIB
 """The most that is read at once from a contiguous data set or from a fragment file."""
 
+SHARD_INDEX_ROW_BYTES = 16
+"""Offset and size of a chunk."""
+
 FILES_AHEAD = 16
 """Fragment files whose heads, and again whose fragments, are asked for ahead of time."""
 
@@ -82,7 +85,7 @@ def combine_bytes(
 
     Rows and payload of the region; one encoded and one decoded fragment; the counters of
     the columns; the tables of all open fragment files; one target chunk with its converted and
-    its encoded copy.
+    its encoded copy; the index of a shard, twice.
     """
     itemsize = native_dtype(source.data.dtype).itemsize
     row_itemsize = row_dtype(source.n_obs).itemsize
@@ -90,7 +93,9 @@ def combine_bytes(
     n_ranges = -(-source.n_vars // column_width)
     tables = 32 * source.n_vars + FRAGMENT_TABLE_BYTES * (2 * FILES_AHEAD + 1) * n_ranges
     chunk = 4 * target.chunk_nnz * max(itemsize, row_itemsize)
-    return region_nnz * (row_itemsize + itemsize) + 3 * fragment + READ_PIECE_BYTES + tables + chunk
+    index = 2 * SHARD_INDEX_ROW_BYTES * (target.shard_nnz // target.chunk_nnz)
+    entries = region_nnz * (row_itemsize + itemsize)
+    return entries + 3 * fragment + READ_PIECE_BYTES + tables + chunk + index
 
 
 def total_bytes(task_bytes: int, workers: int, annotation_bytes: int) -> int:
