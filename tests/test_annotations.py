@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import share
 
-from dask_convert.errors import AnnotationError
+from dask_convert.errors import AnnotationError, SourceError
 from dask_convert.files.annotations import annotation_bytes, copy_annotations
 
 if TYPE_CHECKING:
@@ -341,6 +341,64 @@ def _not_utf8(file: h5py.File) -> None:
     file["uns/bad"] = np.array([b"\xff"], dtype="S1")
 
 
+def _attribute_without_utf8(file: h5py.File) -> None:
+    file["uns/nested"].attrs["bad"] = np.bytes_(b"\xff")
+
+
+def _array_as_encoding(file: h5py.File) -> None:
+    file["uns/nested"].attrs["encoding-type"] = np.array(["a", "b"], dtype="S1")
+
+
+def _attribute_not_a_number(file: h5py.File) -> None:
+    file["uns/nested"].attrs["bad"] = [1.0, np.nan]
+
+
+def _three_bytes(file: h5py.File) -> None:
+    kind = h5py.h5t.STD_I32LE.copy()
+    kind.set_size(3)
+    h5py.h5d.create(file["uns"].id, b"bad", kind, h5py.h5s.create_simple((2,)))
+
+
+def _put(path: str, value: Any) -> Callable[[h5py.File], None]:
+    def put(file: h5py.File) -> None:
+        attrs = dict(file[path].attrs)
+        del file[path]
+        file[path] = value
+        file[path].attrs.update(attrs)
+
+    put.__name__ = f"_{path}_{np.shape(value)}"
+    return put
+
+
+def _sparse(path: str, indptr: Any, **attrs: Any) -> Callable[[h5py.File], None]:
+    """Three entries in a CSR matrix of cells by cells, or what is said of them."""
+
+    def sparse(file: h5py.File) -> None:
+        group = file.create_group(path)
+        encoding = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0"}
+        group.attrs.update(encoding | {"shape": [OBS, OBS]} | attrs)
+        group["data"], group["indices"], group["indptr"] = np.ones(3), [0, 1, 2], indptr
+
+    sparse.__name__ = f"_sparse_{path}_{attrs}"
+    return sparse
+
+
+def _short_mask(file: h5py.File) -> None:
+    group = file.create_group("uns/bad")
+    group.attrs.update({"encoding-type": "nullable-integer", "encoding-version": "0.1.0"})
+    group["values"], group["mask"] = [1, 2, 3], [True, False]
+
+
+def _categorical_without_codes(file: h5py.File) -> None:
+    group = file.create_group("uns/bad")
+    group.attrs.update({"encoding-type": "categorical", "encoding-version": "0.2.0"})
+    group["categories"] = ["a"]
+
+
+def _column_that_is_not_there(file: h5py.File) -> None:
+    file["obs"].attrs["column-order"] = ["nothing"]
+
+
 BAD = [
     (_dangling, "uns/bad: a link to nothing"),
     (_cycle, "uns/bad: a link leads back"),
@@ -357,6 +415,20 @@ BAD = [
     (_reference_attribute, "uns, attribute 'bad'"),
     (_lists, "uns/bad: HDF5 type"),
     (_text_as_array, "uns/bad: HDF5 type"),
+    (_attribute_without_utf8, "uns/nested, attribute 'bad': cannot be read"),
+    (_array_as_encoding, r"uns/nested: a group with encoding-type \"\['a', 'b'\]\""),
+    (_attribute_not_a_number, "uns/nested, attribute 'bad': is nan, which JSON"),
+    (_three_bytes, "uns/bad: cannot be read"),
+    (_put("obsm/pca", np.ones((OBS - 1, 2))), rf"obsm/pca has {OBS - 1} along obs, but obs has"),
+    (_put("X", np.ones((OBS, VAR + 1))), rf"X has {VAR + 1} along var, but var has {VAR} rows"),
+    (_put("raw/X", np.ones((OBS + 1, VAR))), rf"raw/X has {OBS + 1} along obs"),
+    (_put("obs/_index", ["a"]), rf"X has {OBS} along obs, but obs has 1 rows"),
+    (_column_that_is_not_there, "obs: has no 'nothing', which it needs"),
+    (_short_mask, "uns/bad/mask has 2 elements, but uns/bad/values has 3"),
+    (_categorical_without_codes, "uns/bad: has no 'codes', which it needs"),
+    (_sparse("obsp/bad", [0, 3]), "obsp/bad/indptr has 2 elements, but a csr matrix of shape"),
+    (_sparse("obsp/bad", [0] * OBS, shape=[OBS - 1, OBS]), "obsp/bad has .* along obs, but obs"),
+    (_sparse("uns/bad", [0] * OBS, shape=["a"]), r"uns/bad: attribute 'shape' is \['a'\]"),
 ]
 
 
@@ -367,9 +439,43 @@ def test_what_cannot_be_copied_is_refused_before_anything_is_written(
     target = zarr.open_group(tmp_path / "target.zarr", mode="w", zarr_format=3)
     with h5py.File(path, "a") as file:
         damage(file)
-        with pytest.raises(AnnotationError, match=message):
+        with pytest.raises(SourceError, match=message):
             copy_annotations(file, target, converted=())
     assert not list(target)
+
+
+FULL = [0, 3] + [3] * (OBS - 1)
+WRONG = [
+    (_sparse("obsp/bad", [1, *FULL[1:]]), "obsp/bad/indptr begins with 1, not with 0"),
+    (_sparse("obsp/bad", [*FULL[:-1], 2]), "obsp/bad/indptr descends somewhere"),
+    (_sparse("obsp/bad", [0] + [2] * OBS), "obsp/bad/indptr ends with 2, but there are 3 entries"),
+    (_sparse("varp/bad", [0, *[3] * VAR], shape=[VAR, 2]), "varp/bad has 2 along var"),
+    (_sparse("uns/bad", [0, 3], shape=[1, 2]), "uns/bad/indices holds 2, and 0 to 1 are all"),
+    (_put("obs/category/codes", np.full(OBS, 3, "i1")), "obs/category/codes holds 3, and -1 to 2"),
+    (_put("obs/category/codes", np.full(OBS, -2, "i1")), "obs/category/codes holds -2"),
+]
+
+
+@pytest.mark.parametrize("slab_bytes", [64, 2**25])
+@pytest.mark.parametrize(
+    ("damage", "message"), WRONG, ids=lambda item: getattr(item, "__name__", "")
+)
+def test_values_that_point_nowhere_are_refused(
+    path: Path,
+    tmp_path: Path,
+    damage: Callable[[h5py.File], None],
+    message: str,
+    slab_bytes: int,
+) -> None:
+    """Of copied matrices and categoricals, where they are read; in whatever slabs."""
+    adata = quietly(ad.read_h5ad, path)
+    adata.obs["category"] = pd.Categorical.from_codes(np.arange(OBS) % 3, ["a", "b", "c"])
+    written(adata, path)
+    target = zarr.open_group(tmp_path / "target.zarr", mode="w", zarr_format=3)
+    with h5py.File(path, "a") as file:
+        damage(file)
+        with pytest.raises(AnnotationError, match=message):
+            copy_annotations(file, target, converted=(), slab_bytes=slab_bytes)
 
 
 def test_text_that_is_not_utf8_is_refused(path: Path, tmp_path: Path) -> None:

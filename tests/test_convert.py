@@ -37,6 +37,7 @@ from dask_convert.engine import stages
 from dask_convert.engine.graph import ClientExecutor, Executor, SynchronousExecutor
 from dask_convert.engine.tasks import Job, split
 from dask_convert.errors import (
+    AnnotationError,
     DaskConvertError,
     DtypeError,
     PlanError,
@@ -220,6 +221,39 @@ def test_everything_else_is_copied_along(tmp_path: Path, target: Path) -> None:
     pd.testing.assert_frame_equal(copy.obs, adata.obs)
     assert copy.obsp["near"].format == "csr"
     assert copy.uns["nested"]["number"] == 3
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_what_else_is_in_the_group_of_a_matrix_is_copied_along(
+    source: Path, target: Path, zarr_format: int
+) -> None:
+    """Attributes of other tools, and members that AnnData knows nothing of."""
+    with h5py.File(source, "r+") as file:
+        file.attrs["created_by"] = "another tool"
+        file["X"].attrs["unit"] = "counts"
+        file["X/data"].attrs["scale"] = 0.5
+        file["X/extra"] = np.arange(5)
+    expected = ad.read_h5ad(source).X.toarray()
+    convert(source, target, zarr_format=zarr_format, shard_nnz=0)
+    for options in ({}, {"use_consolidated": False}):
+        root = zarr.open_group(target, mode="r", **options)
+        assert root["X"].attrs["unit"] == "counts"
+        assert root["X"].attrs["encoding-type"] == "csc_matrix"
+        assert dict(root["X/data"].attrs) == {"scale": 0.5}
+        np.testing.assert_array_equal(root["X/extra"][:], np.arange(5))
+        assert "another tool" in root.attrs["created_by"]
+    np.testing.assert_array_equal(ad.read_zarr(target).X.toarray(), expected)
+
+
+def test_what_else_is_in_the_group_of_a_matrix_is_refused_at_first(
+    source: Path, target: Path
+) -> None:
+    """Where it cannot be copied, before any work."""
+    with h5py.File(source, "r+") as file:
+        file["X/data"].attrs["scale"] = np.nan
+    with pytest.raises(AnnotationError, match="X/data, attribute 'scale': is nan"):
+        convert(source, target)
+    assert names(target.parent) == [source.name]
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])

@@ -420,6 +420,25 @@ SPOILT: dict[str, tuple[Callable[[h5py.File], None], list[str]]] = {
     ),
     "negative": (replace("X/indptr", [0, 3, -1, 13, 18, 20, 20]), ["X/indptr[2]", "-1", "row 1"]),
     "ends early": (replace("X/indptr", [0, 3, 11, 13, 18, 19, 19]), ["X/indptr", "19", "20"]),
+    "no encoding": (
+        lambda file: file["X"].attrs.__delitem__("encoding-type"),
+        ["X", "''", "'csr_matrix'"],
+    ),
+    "an old format that is none": (
+        lambda file: file["X"].attrs.update({"encoding-type": "", "h5sparse_format": "coo"}),
+        ["X", "''", "no matrix"],
+    ),
+    "a mapping": (set_attribute("X", "encoding-type", "dict"), ["X", "'dict'", "'csr_matrix'"]),
+    "a data frame": (set_attribute("X", "encoding-type", "dataframe"), ["X", "'dataframe'"]),
+    "a newer version": (set_attribute("X", "encoding-version", "0.2.0"), ["X", "0.2.0", "0.1.0"]),
+    "no version": (
+        lambda file: file["X"].attrs.__delitem__("encoding-version"),
+        ["X", "''", "0.1.0"],
+    ),
+    "a layer that is a mapping": (
+        lambda file: file.create_group("layers/odd").create_dataset("data", data=1),
+        ["layers/odd", "no matrix"],
+    ),
     "too few obs": (set_attribute("X", "shape", [6, 4]), ["X", "4", "var", "5"]),
 }
 

@@ -36,7 +36,7 @@ FLOORS = {
     "chunks": ("chunk_bytes chunk_codecs", "chunk_reader"),
     # Disks.
     "files": (
-        "failpoints filters hdf5_errors hdf5_lock hdf5_sink hdf5_walk",
+        "annotation_checks failpoints filters hdf5_errors hdf5_lock hdf5_sink hdf5_walk",
         "chunk_guard rehearsal scratch",
         "admission",
         "annotation_elements hdf5 fragment_files shards",

@@ -14,9 +14,10 @@ from typing import Any
 
 import h5py
 import msgspec
+import numpy as np
 import pytest
 import zarr
-from engine import convert
+from engine import convert, names
 from faults import (
     CUTS,
     blocks_done,
@@ -30,7 +31,7 @@ from faults import (
     start,
 )
 from oracle import assert_converted
-from strategies import Csr, away
+from strategies import Csr, away, random_csr, write_h5ad
 
 from dask_convert import api
 from dask_convert.conversion import resuming, run
@@ -893,6 +894,38 @@ def test_a_source_that_changes_meanwhile_is_refused(source: Path, target: Path) 
         again(source, target, executor=Touching)
     assert leftovers(target) == []
     assert not target.exists()
+
+
+@pytest.mark.parametrize("replaced", ["X/data", "X/indptr", "all"])
+def test_a_source_that_is_replaced_by_one_of_its_size_and_time_is_refused(
+    tmp_path: Path, replaced: str
+) -> None:
+    """As a copy that keeps times can do: half of the entries would be of either."""
+    source, other = (
+        write_h5ad(
+            tmp_path / name, random_csr(np.random.default_rng(seed), (30, 9), np.full(30, 4), "f4")
+        )
+        for seed, name in enumerate(("source.h5ad", "other.h5ad"))
+    )
+    if replaced != "all":
+        shutil.copy(source, other)
+        with h5py.File(other, "r+") as file:
+            array = file[replaced][:]
+            array[5] += 1
+            file[replaced][:] = array
+    assert other.stat().st_size == source.stat().st_size
+    found = source.stat()
+    os.utime(other, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+    class Replacing(SynchronousExecutor):
+        def run(self, graph: Graph, on_report: OnReport) -> None:
+            super().run(graph, on_report)
+            if other.exists():
+                other.rename(source)
+
+    with pytest.raises(SourceError, match=r"source\.h5ad was changed while"):
+        convert(source, tmp_path / "target.zarr", executor=Replacing)
+    assert names(tmp_path) == ["source.h5ad"]
 
 
 @pytest.mark.parametrize(("kind", "name"), ELSEWHERE)

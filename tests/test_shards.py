@@ -186,10 +186,14 @@ def test_only_our_stores_are_known_as_ours(tmp_path: Path) -> None:
     write_matrix(
         tmp_path / "ours", target_layout(3, True, "lz4"), np.ones(5), np.zeros(5, np.int32), 30
     )
-    zarr.open_group(tmp_path / "other", mode="w")
+    zarr.open_group(tmp_path / "other", mode="w").attrs["created_by"] = "somebody else"
     zarr.create_array(tmp_path / "array", shape=(3,), dtype="f4")
     (tmp_path / "directory").mkdir()
     (tmp_path / "file").touch()
     ours = {path.name for path in tmp_path.iterdir() if made_by_us(path)}
     assert ours == {"ours"}
+    finalise(zarr.open_group(tmp_path / "other", mode="a"), "0")
+    assert made_by_us(tmp_path / "other")
+    attrs = zarr.open_group(tmp_path / "other", mode="r").attrs
+    assert attrs["created_by"] == "dask_convert 0 of what somebody else has created"
     assert not made_by_us(tmp_path / "nothing")

@@ -45,7 +45,7 @@ from dask_convert.engine.meters import PeakMemory
 from dask_convert.engine.results import ConversionResult, MatrixResult, VerificationResult
 from dask_convert.engine.tasks import Job
 from dask_convert.errors import DaskConvertError, SourceError, TargetError
-from dask_convert.files.annotations import copy_annotations
+from dask_convert.files.annotations import copy_annotations, copy_beside
 from dask_convert.files.failpoints import reach
 from dask_convert.files.fingerprints import changed_file
 from dask_convert.files.h5ad import row_end_slabs
@@ -216,10 +216,13 @@ class _Run:
             raise TargetError(msg) from error
 
     def _copy_annotations(self, root: zarr.Group) -> None:
+        self._copy_from_source(copy_annotations, root)
+        reach("annotations: copied")
+
+    def _copy_from_source(self, copy: Callable[..., None], root: zarr.Group) -> None:
         converted = [matrix.source.name for matrix in self._plan.matrices]
         with reopen_source(self._source, self._plan.settings.trust) as file:
-            copy_annotations(file, root, converted=converted)
-        reach("annotations: copied")
+            copy(file, root, converted=converted)
 
     def _run_matrices(self, executor: Executor) -> tuple[MatrixResult, ...]:
         self._progress.start(self._plan)
@@ -264,6 +267,7 @@ class _Run:
             data_dtype = np.dtype(result.data_dtype)
             indptr = indptr.astype(indptr_dtype(self._plan.settings.profile, result.nnz))
             describe_matrix(root, matrix.source, matrix.target, data_dtype, indptr)
+        self._copy_from_source(copy_beside, root)
         reach("target: described")
         finalise(root, __version__)
         reach("target: finalised")
@@ -276,7 +280,7 @@ class _Run:
         return verify_conversion(*where, self._plan.settings, self._jobs(), executor, self._on_part)
 
     def _check_source(self) -> None:
-        if changed := changed_file(self._state.source):
+        if changed := changed_file(self._state.source, self._plan.settings.trust):
             msg = f"{changed} was changed while it was read: convert {self._source} again"
             raise SourceError(msg)
 

@@ -20,6 +20,7 @@ import numcodecs
 import numpy as np
 
 from dask_convert.errors import AnnotationError
+from dask_convert.files.annotation_checks import ValueCheck
 from dask_convert.files.chunk_guard import ChunkGuard
 from dask_convert.files.hdf5_errors import reading
 
@@ -42,7 +43,7 @@ _SAMPLE_ITEMS = 1024
 _CACHE_BYTES = 8 * 2**20  # of HDF5 2 for one data set, unless the file was opened otherwise
 FIXED_BYTES = 26 * 2**20  # the plan, HDF5's metadata cache, what the allocator keeps per thread
 
-Kind = Literal["group", "null", "numbers", "text", "records"]
+Kind = Literal["group", "attrs", "null", "numbers", "text", "records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ class Node:
     """One group or array of the target, and where its values come from.
 
     `field` is the column of a compound data set, and `shape` the shape in the target, which may
-    differ from the source's by axes of length one.
+    differ from the source's by axes of length one. `check` is what its values must fulfil. Of kind
+    ``attrs`` are attributes alone, for what is there already.
     """
 
     path: str
@@ -59,6 +61,7 @@ class Node:
     dataset: Any = None
     field: str | None = None
     shape: tuple[int, ...] = ()
+    check: ValueCheck | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -131,17 +134,20 @@ def encoding_attrs(name: str, version: str) -> dict[str, Any]:
 def encoding_of(item: Any, path: str) -> tuple[str, str]:
     """An element's encoding and its version; empty strings where it has none."""
     names = ("encoding-type", "encoding-version")
-    kind, version = (plain(item.attrs.get(name, ""), path) for name in names)
+    with reading(f"{path}, attribute 'encoding-type'"):
+        kind, version = (plain(item.attrs.get(name, ""), path) for name in names)
     return str(kind), str(version)
 
 
 def attrs_of(item: Any, path: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """An element's attributes as JSON can hold them."""
-    return {
-        key: plain(item.attrs[key], f"{path}, attribute {key!r}")
-        for key in item.attrs
-        if key not in _HDF5_ATTRS and key not in without
-    }
+    keys = [key for key in item.attrs if key not in _HDF5_ATTRS and key not in without]
+    found = {}
+    for key in keys:
+        where = f"{path}, attribute {key!r}"
+        with reading(where):
+            found[key] = plain(item.attrs[key], where)
+    return found
 
 
 def plain(value: Any, where: str) -> Any:
@@ -154,6 +160,9 @@ def plain(value: Any, where: str) -> Any:
         return value.decode()
     if isinstance(value, list):
         return [plain(item, where) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        msg = f"{where}: is {value}, which JSON, and so a zarr attribute, cannot hold; delete it"
+        raise AnnotationError(msg)
     if not isinstance(value, str | int | float | bool):
         msg = f"{where}: a value of type {type(value).__name__} cannot be stored in zarr"
         raise AnnotationError(msg)
@@ -182,6 +191,9 @@ def write_node(target: zarr.Group, node: Node, slab_bytes: int) -> None:
         else:
             target.create_group(node.path, overwrite=True, attributes=node.attrs)
         return
+    if node.kind == "attrs":
+        target[node.path].attrs.update(node.attrs)
+        return
     if node.kind == "null":
         _create(target, node, np.dtype(bool), ())[...] = False
         return
@@ -195,9 +207,14 @@ def write_node(target: zarr.Group, node: Node, slab_bytes: int) -> None:
         guard = ChunkGuard(node.dataset, node.path)
         dtype = _target_dtype(node, slices, guard)
         array = _create(target, node, dtype, chunks)
+        seen = None
         for selection in slices:
             guard.check(selection[0].stop if selection else None)
-            _write_slab(array, node, selection, dtype)
+            values = _values(node, selection)
+            seen = _checked(node, values, seen)
+            array[selection or ...] = (
+                _as_stored(values, dtype) if node.kind == "records" else values
+            )
     except (TypeError, ValueError) as error:
         msg = f"{node.path}: cannot be copied to zarr as {node.attrs}: {error}"
         raise AnnotationError(msg) from error
@@ -222,15 +239,24 @@ def _text(values: NDArray[Any]) -> NDArray[Any]:
     return np.array(decoded, dtype=object).reshape(values.shape)
 
 
-def _write_slab(array: Any, node: Node, selection: tuple[slice, ...], dtype: Any) -> None:
-    values = _values(node, selection)
-    if node.kind == "records":
-        records = np.empty(values.shape, dtype)
-        for name in dtype.names:
-            column = values[name]
-            records[name] = _text(column) if dtype[name].kind == "U" else column
-        values = records
-    array[selection or ...] = values
+def _checked(node: Node, values: NDArray[Any], seen: Any) -> Any:
+    """Hold the next values against what they must fulfil; see `annotation_checks`."""
+    if node.check is None:
+        return None
+    try:
+        return node.check(values, seen)
+    except ValueError as error:
+        msg = f"{node.path} {error}; write the element again, or delete it"
+        raise AnnotationError(msg) from error
+
+
+def _as_stored(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """Records, with strings of the lengths that they have in zarr."""
+    records = np.empty(values.shape, dtype)
+    for name in dtype.names:
+        column = values[name]
+        records[name] = _text(column) if dtype[name].kind == "U" else column
+    return records
 
 
 def _target_dtype(node: Node, slices: list[tuple[slice, ...]], guard: ChunkGuard) -> Any:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     import zarr
 
+from dask_convert.files.annotation_checks import Structure, codes_check, value_check
 from dask_convert.files.annotation_elements import (
     CHUNK_ITEMS,
     FIXED_BYTES,
@@ -59,6 +60,11 @@ _GROUPS = {
     *(("csr_matrix", "0.1.0"), ("csc_matrix", "0.1.0"), ("nullable-integer", "0.1.0")),
     *(("nullable-boolean", "0.1.0"), ("nullable-string-array", "0.1.0"), ("", "")),
 }
+_MATRIX_MEMBERS = {"data", "indices", "indptr"}
+_MATRIX_ATTRS = (
+    *("encoding-type", "encoding-version", "shape"),
+    *("h5sparse_format", "h5sparse_shape"),
+)
 _ARRAYS = {
     *(("array", "0.2.0"), ("string-array", "0.2.0"), ("rec-array", "0.2.0"), ("bytes", "0.2.0")),
     *(("numeric-scalar", "0.2.0"), ("string", "0.2.0"), ("null", "0.1.0"), ("", "")),
@@ -94,7 +100,7 @@ def copy_annotations(
         source's metadata tell.
     """
     with reading(source.filename):
-        nodes = deque(_plan(source, frozenset(converted)))
+        nodes = deque(_fitting(_plan(source, frozenset(converted))))
     check_collisions((node.path for node in nodes), target)
     while nodes:  # An open data set keeps HDF5's chunk cache of up to 8 MiB: let go of it.
         write_node(target, nodes.popleft(), slab_bytes)
@@ -110,14 +116,60 @@ def annotation_bytes(
     """
     largest = dict.fromkeys(CHUNK_ITEMS, 0)
     with reading(source.filename):
-        for node in _plan(source, frozenset(converted)):
+        chosen = frozenset(converted)
+        for node in (*_fitting(_plan(source, chosen)), *_beside(source, chosen)):
             if node.kind in largest:
                 chunk = math.prod(array_chunks(node, slab_bytes)) * item_bytes(node)
                 largest[node.kind] = max(largest[node.kind], chunk + hdf5_bytes(node))
     return sum(largest.values()) + FIXED_BYTES
 
 
+def copy_beside(
+    source: h5py.File,
+    target: zarr.Group,
+    *,
+    converted: Collection[str],
+    slab_bytes: int = 32 * 2**20,
+) -> None:
+    """Copy what the groups of converted matrices hold besides the matrices: AnnData ignores it.
+
+    Parameters
+    ----------
+    source, converted, slab_bytes
+        See `copy_annotations`.
+    target
+        Has the converted matrices with their metadata.
+    """
+    with reading(source.filename):
+        nodes = deque(_beside(source, frozenset(converted)))
+    while nodes:
+        write_node(target, nodes.popleft(), slab_bytes)
+
+
 # ---------------------------------------------------------------- the plan: what goes where
+
+
+def _fitting(nodes: Iterator[Node]) -> Iterator[Node]:
+    """The same nodes; at their end they must hold together."""
+    structure = Structure()
+    for node in nodes:
+        structure.add(node.path, node.attrs, None if node.kind == "group" else node.shape)
+        yield node
+    structure.check()
+
+
+def _beside(source: h5py.File, converted: frozenset[str]) -> Iterator[Node]:
+    """Yield other attributes and members of the groups of converted matrices."""
+    for path in sorted(converted):
+        group = source["raw.X" if path == "raw/X" and "raw.X" in source else path]
+        attrs = {path: attrs_of(group, path, _MATRIX_ATTRS)}
+        for key, item in members(group, path):
+            where = child_path(path, key)
+            if key in _MATRIX_MEMBERS:
+                attrs[where] = attrs_of(item, where)
+            else:
+                yield from _nodes(item, where, frozenset())
+        yield from (Node(where, "attrs", own) for where, own in attrs.items() if own)
 
 
 def _plan(source: h5py.File, converted: frozenset[str]) -> Iterator[Node]:
@@ -263,7 +315,7 @@ def _old_frame(group: h5py.Group, path: str) -> Iterator[Node]:
 def _categorical(codes: Node, categories: Any, *, ordered: bool) -> Iterator[Node]:
     attrs = {"ordered": ordered} | encoding_attrs("categorical", "0.2.0")
     yield Node(codes.path, "group", attrs)
-    yield replace(codes, path=f"{codes.path}/codes")
+    yield replace(codes, path=f"{codes.path}/codes", check=codes_check(categories))
     values = _leaf(categories, f"{codes.path}/categories", without=("ordered",))
     encoding = "string-array" if values.kind == "text" else "array"
     shape = categories.shape or (1,)
@@ -293,8 +345,11 @@ def _nodes(
     yield Node(path, "group", attrs)
     for key, child in members(item, path):
         where = child_path(path, key)
+        check = value_check(item, attrs, key)
         if encoding[0] in {"csr_matrix", "csc_matrix"} and isinstance(child, h5py.Dataset):
-            yield replace(_leaf(child, where), attrs=attrs_of(child, where))
+            yield replace(_leaf(child, where), attrs=attrs_of(child, where), check=check)
+        elif check is not None:
+            yield replace(_leaf(child, where), check=check)
         elif encoding[0] == "dataframe" and key == attrs.get("_index") and _all_there(child):
             yield _leaf(child["values"], where)
         else:
@@ -339,7 +394,8 @@ def _leaf(
         return Node(path, "null", attrs)
     if dataset.shape is None:
         raise AnnotationError(unknown(path, dataset))
-    dtype = dataset.dtype if field is None else dataset.dtype[field]
+    with reading(path):  # numpy has no integers of three bytes, say
+        dtype = dataset.dtype if field is None else dataset.dtype[field]
     node = Node(path, "numbers", attrs, dataset, field, (*dataset.shape, *dtype.shape))
     text = h5py.check_string_dtype(dtype.base)
     if text is not None and (encoding[0] in {"string", "string-array", ""}):

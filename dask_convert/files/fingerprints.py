@@ -10,8 +10,10 @@ import h5py
 import msgspec
 import numpy as np
 
+from dask_convert.errors import SourceError
 from dask_convert.files.admission import admit
 from dask_convert.files.h5ad import row_end_slabs
+from dask_convert.files.hdf5 import reopen_source
 from dask_convert.files.hdf5_errors import reading
 from dask_convert.files.hdf5_lock import read_chunk
 from dask_convert.planning.layout import MatrixSource, Trust
@@ -83,10 +85,24 @@ def source_print(
     return SourcePrint(str(path), own.size_bytes, own.mtime_ns, prints, others)
 
 
-def changed_file(seen: SourcePrint) -> str | None:
-    """The file of a source that has another size or time than it had; touches no content."""
+def changed_file(seen: SourcePrint, trust: Trust) -> str | None:
+    """The file of a source that is not what it was: by size and time, or else by its content.
+
+    A file that was replaced by one of the same size can have been given its time as well.
+    """
     files = {seen.path: FilePrint(seen.size_bytes, seen.mtime_ns), **seen.others}
-    return next((path for path, before in files.items() if not _is_still(path, before)), None)
+    changed = next((path for path, before in files.items() if not _is_still(path, before)), None)
+    return changed or (None if _looks_alike(seen, trust) else seen.path)
+
+
+def _looks_alike(seen: SourcePrint, trust: Trust) -> bool:
+    path = Path(seen.path)
+    layouts = [matrix.layout for matrix in seen.matrices]
+    try:
+        with reopen_source(path, trust) as file, reading(seen.path):
+            return source_print(path, file, layouts, trust) == seen
+    except SourceError:
+        return False
 
 
 def _is_still(path: str, before: FilePrint) -> bool:

@@ -27,6 +27,10 @@ MAX_VARS = 2**31 - 1
 """Columns at most: they are numbered in 32 bits."""
 MAX_ROW_NNZ = 2**32 - 1
 """Entries of a row at most: those of a row block are counted in 32 bits."""
+_MATRIX_ENCODINGS = {
+    *(("csr_matrix", "0.1.0"), ("csc_matrix", "0.1.0")),
+    ("awkward-array", "0.1.0"),  # of a layer
+}
 _TENX = "this is a 10x file: scanpy.read_10x_h5(...).write_h5ad(...) makes one of it"
 
 
@@ -58,15 +62,24 @@ def csr_matrices(file: h5py.File) -> list[MatrixSource]:
 def copied_matrices(file: h5py.File, converted: Collection[str]) -> dict[str, str]:
     """The other matrices with one row per obs, by name: ``csr``, ``csc`` or ``dense``."""
     with reading(file.filename):
-        formats = {_store_name(path): matrix_format(file[path]) or "dense" for path in _paths(file)}
-    return {name: form for name, form in formats.items() if name not in converted}
+        formats = {_store_name(path): _form(file[path]) for path in _paths(file)}
+    return {name: form for name, form in formats.items() if form and name not in converted}
+
+
+def _form(element: Any) -> str | None:
+    """How a matrix is stored; None if it is something else, an awkward array say."""
+    return "dense" if isinstance(element, h5py.Dataset) else matrix_format(element)
 
 
 def _matrix_paths(file: h5py.File) -> list[str]:
     """Where sparse matrices with one row per obs are, each of which is what it says it is."""
+    for path in _paths(file):
+        with reading(path):
+            _check_encoding(file[path])
     paths = [path for path in _paths(file) if matrix_format(file[path])]
     for path in paths:
-        _check_format(file[path])
+        with reading(path):
+            _check_format(file[path])
     return paths
 
 
@@ -91,7 +104,7 @@ def matrix_format(element: Any) -> str | None:
     encoding = _text(element.attrs.get("encoding-type", ""))
     if encoding in {"csr_matrix", "csc_matrix"}:
         return str(encoding)[:3]
-    legacy = _text(element.attrs.get("h5sparse_format"))
+    legacy = _text(element.attrs.get("h5sparse_format", ""))
     return legacy if legacy in {"csr", "csc"} else None
 
 
@@ -173,6 +186,32 @@ def _descent(source: MatrixSource, dataset: h5py.Dataset, position: int, before:
     )
 
 
+def _check_encoding(element: Any) -> None:
+    """Refuse what is in the place of a matrix, and cannot be read as one.
+
+    Copied as a mapping of three arrays it would be of no use to anybody.
+    """
+    if not isinstance(element, h5py.Group):
+        return
+    names = ("encoding-type", "encoding-version")
+    encoding, version = (_text(element.attrs.get(name, "")) for name in names)
+    is_legacy = not encoding and matrix_format(element) is not None
+    if is_legacy or (encoding, version) in _MATRIX_ENCODINGS:
+        return
+    path = element.name.lstrip("/")
+    hint = "write it again with a current anndata"
+    if {"data", "indices", "indptr"} <= set(element):
+        hint = (
+            "if it is a CSR matrix, its attributes encoding-type and encoding-version must be "
+            "'csr_matrix' and '0.1.0'"
+        )
+    msg = (
+        f"{path}: a group with encoding-type {encoding!r}, version {version!r}, is no matrix that "
+        f"can be read here: {hint}"
+    )
+    raise SourceError(msg)
+
+
 def _check_format(group: h5py.Group) -> None:
     """Refuse a sparse matrix whose label, shape and indptr do not fit each other."""
     path = group.name.lstrip("/")
@@ -216,6 +255,9 @@ def _shape(group: h5py.Group) -> tuple[int, int]:
 def _matrix_source(group: h5py.Group, path: str, home: str) -> MatrixSource:
     n_obs, n_vars = _shape(group)
     data, indices, indptr = group["data"], group["indices"], group["indptr"]
+    for dataset in (data, indices, indptr):
+        with reading(dataset.name.lstrip("/")):
+            _ = dataset.dtype  # numpy has no integers of three bytes, say
     for dataset in (indices, indptr):
         if dataset.dtype.kind not in "iu":
             msg = (
@@ -276,8 +318,8 @@ def _length(dataset: h5py.Dataset) -> int:
     return int(dataset.shape[0])
 
 
-def _text(value: Any) -> Any:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _first(file: h5py.File, *paths: str) -> str | None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dask_convert.errors import AnnotationError, IntegrityError
 from dask_convert.files.hdf5_lock import write_chunk
-from dask_convert.files.zarr_csc import CREATED_BY
+from dask_convert.files.zarr_csc import is_ours
 from dask_convert.planning.cores import available_cores
 
 SLAB_BYTES = 2**25
@@ -238,6 +238,6 @@ def made_by_us(path: Any) -> bool:
     """Whether a path is an h5ad file that this tool made."""
     try:
         with h5py.File(path, "r") as file:
-            return CREATED_BY in file.attrs
+            return is_ours(file.attrs)
     except OSError:
         return False

@@ -20,7 +20,7 @@ import numpy as np
 import zarr
 
 from dask_convert.errors import IntegrityError
-from dask_convert.files.zarr_csc import CREATED_BY
+from dask_convert.files.zarr_csc import is_ours
 from dask_convert.planning.plans import ConversionPlan
 
 _METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
@@ -46,7 +46,7 @@ def store_differences(path: Path, root: zarr.Group) -> Iterator[str]:
     out chunks that hold nothing but the fill value; what those read as is compared like
     everything else.
     """
-    ours = CREATED_BY in root.attrs
+    ours = is_ours(root.attrs)
     members = dict(root.members(max_depth=None))
     arrays = {name: item for name, item in members.items() if isinstance(item, zarr.Array)}
     keys = {name: set(_keys(array)) for name, array in arrays.items()}

@@ -17,7 +17,9 @@ from dask_convert.planning.layout import MatrixSource, TargetLayout
 from dask_convert.planning.memory import row_dtype
 
 CREATED_BY = "created_by"
-"""Root attribute by which a store of ours is known."""
+"""Root attribute by which a store of ours is known; others use it, too."""
+
+_CREATOR = "dask_convert "
 
 
 def describe_matrix(
@@ -71,17 +73,28 @@ def describe_matrix(
     stored[:] = indptr
 
 
+def is_ours(attrs: Any) -> bool:
+    """Whether these root attributes, of a store or file, are of one that this tool made."""
+    creator = attrs.get(CREATED_BY)
+    return isinstance(creator, str) and creator.startswith(_CREATOR)
+
+
 def made_by_us(target: Path) -> bool:
     """Whether a path is a store that this tool made."""
     try:
-        return CREATED_BY in zarr.open_group(str(target), mode="r").attrs
+        return is_ours(zarr.open_group(str(target), mode="r").attrs)
     except (FileNotFoundError, ValueError, OSError):
         return False
 
 
 def finalise(root: zarr.Group, version: str) -> None:
-    """Mark the store as ours and consolidate its metadata; the last thing written."""
-    root.attrs[CREATED_BY] = f"dask_convert {version}"
+    """Mark the store as ours and consolidate its metadata; the last thing written.
+
+    What the source said of who had created it goes on being said.
+    """
+    source = root.attrs.get(CREATED_BY)
+    before = f" of what {source} has created" if source and not is_ours(root.attrs) else ""
+    root.attrs[CREATED_BY] = f"{_CREATOR}{version}{before}"
     with warnings.catch_warnings():
         # anndata consolidates zarr v3 stores as well, though the specification is still to come.
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
