@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,12 +34,14 @@ from strategies import (
 
 from dask_convert import page_cache
 from dask_convert.conversion import run
+from dask_convert.conversion.source_plan import plan_conversion
 from dask_convert.engine import stages
 from dask_convert.engine.graph import ClientExecutor, Executor, SynchronousExecutor
 from dask_convert.engine.tasks import Job, split
 from dask_convert.errors import (
     AnnotationError,
     DaskConvertError,
+    DiskSpaceError,
     DtypeError,
     PlanError,
     SourceError,
@@ -221,6 +224,39 @@ def test_everything_else_is_copied_along(tmp_path: Path, target: Path) -> None:
     pd.testing.assert_frame_equal(copy.obs, adata.obs)
     assert copy.obsp["near"].format == "csr"
     assert copy.uns["nested"]["number"] == 3
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "lzf"])
+def test_room_for_what_is_copied_is_asked_for_at_first(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch, compression: Any
+) -> None:
+    """Dense and CSC matrices, annotations and text take no more than was said they would."""
+    rng = np.random.default_rng(0)
+    counts = sp.random(300, 80, 0.3, "csr", random_state=0)
+    words = pd.Categorical([f"kind {i % 7}" for i in range(300)])
+    adata = ad.AnnData(
+        counts,
+        obs=pd.DataFrame({"kind": words}, index=[f"cell {i}" for i in range(300)]),
+        layers={"csc": counts.tocsc(), "dense": rng.poisson(0.2, (300, 80)).astype("f8")},
+        obsm={"X_pca": rng.random((300, 50))},
+        uns={"words": np.array([f"word {i}" * 20 for i in range(500)], dtype=object)},
+    )
+    source = tmp_path / "source.h5ad"
+    adata.write_h5ad(source, compression=compression)
+    usage = shutil.disk_usage(tmp_path)
+    planned = plan_conversion(source, Settings(memory=2**31))
+    assert 0 < planned.copied_bytes < source.stat().st_size
+    needed = planned.scratch_bytes + planned.target_bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with pytest.raises(DiskSpaceError, match=f"{needed:,} are needed"):
+        convert(source, target)
+    assert names(tmp_path) == ["source.h5ad"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    convert(source, target)
+    files = [path for path in target.rglob("*") if path.is_file()]
+    entries = [path for path in files if path.relative_to(target).parts[0] == "X"]
+    contents = [path for path in files if path not in entries and not path.name.endswith(".json")]
+    assert sum(path.stat().st_size for path in contents) <= planned.copied_bytes
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])

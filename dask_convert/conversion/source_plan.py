@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 
 from dask_convert.errors import PlanError, SourceError
+from dask_convert.files.admission import admit
 from dask_convert.files.annotations import annotation_bytes
 from dask_convert.files.h5ad import copied_matrices, csr_matrices, row_index
 from dask_convert.files.hdf5 import open_source
@@ -48,7 +49,14 @@ def plan_conversion(
             settings,
             annotation_bytes(file, names),
             copied_matrices(file, names),
+            _source_bytes(source, file, settings),
         )
+
+
+def _source_bytes(source: Path, file: h5py.File, settings: Settings) -> int:
+    """Size of a file, and of all others that it may read."""
+    others = admit(file, settings.trust) if settings.trust.allow_external else ()
+    return sum(path.stat().st_size for path in (source, *map(Path, others)))
 
 
 def _chosen(file: h5py.File, names: Iterable[str] | None) -> list[MatrixSource]:

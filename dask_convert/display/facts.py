@@ -129,9 +129,10 @@ def _target_of(plan: ConversionPlan) -> str:
     settings, size = plan.settings, bytes_text(plan.target_bytes)
     if settings.profile == "cellxgene":
         return f"up to {size} in an h5ad file, and as much meanwhile in the store before it"
+    converted = bytes_text(plan.target_bytes - plan.copied_bytes)
     return (
-        f"up to {size} in {plan.target_files:,} files (zarr v{settings.zarr_format}, "
-        f"{settings.codec})"
+        f"up to {converted} in {plan.target_files:,} files (zarr v{settings.zarr_format}, "
+        f"{settings.codec}), and {bytes_text(plan.copied_bytes)} for what is copied"
     )
 
 

@@ -25,6 +25,7 @@ def plan_as_json(plan: ConversionPlan) -> dict[str, Any]:
         "worker_bytes": plan.worker_bytes,
         "total_bytes": plan.projected_bytes,
         "scratch_bytes": plan.scratch_bytes,
+        "copied_bytes": plan.copied_bytes,
         "target_bytes": plan.target_bytes,
         "target_files": plan.target_files,
     }

@@ -59,6 +59,7 @@ def conversion_plan(
     settings: Settings,
     annotation_bytes: int = 0,
     copied: Mapping[str, str] = MappingProxyType({}),
+    source_bytes: int = 0,
 ) -> ConversionPlan:
     """Plan the conversion of some matrices within a memory budget.
 
@@ -72,6 +73,8 @@ def conversion_plan(
         Projected memory for the rest of the file.
     copied
         See `ConversionPlan`.
+    source_bytes
+        Size of the source, with all files that it reads.
 
     Raises
     ------
@@ -99,7 +102,16 @@ def conversion_plan(
     if settings.worker_memory is not None:
         budget = min(budget, settings.worker_memory - memory.WORKER_BYTES)
     planned = tuple(_matrix_plan(source, rows, settings, budget) for source, rows in matrices)
-    return ConversionPlan(PLAN_VERSION, settings, planned, dict(copied), annotation_bytes, least)
+    converted_bytes = sum(source.stored_bytes for source, _ in matrices)
+    return ConversionPlan(
+        PLAN_VERSION,
+        settings,
+        planned,
+        dict(copied),
+        annotation_bytes,
+        max(source_bytes - converted_bytes, 0),
+        least,
+    )
 
 
 def _check_worker_memory(worker_bytes: int, least_bytes: int) -> None:

@@ -164,6 +164,8 @@ class ConversionPlan(msgspec.Struct, frozen=True):
         ``csc`` or ``dense``.
     annotation_bytes
         Projected memory for copying everything else.
+    copied_bytes
+        What everything else takes in the target at most: what the source takes for it.
     least_memory_bytes
         The smallest budget that could be planned for.
     """
@@ -173,6 +175,7 @@ class ConversionPlan(msgspec.Struct, frozen=True):
     matrices: tuple[MatrixPlan, ...]
     copied: dict[str, str]
     annotation_bytes: int
+    copied_bytes: int
     least_memory_bytes: int
 
     def __repr__(self) -> str:
@@ -209,8 +212,8 @@ class ConversionPlan(msgspec.Struct, frozen=True):
 
     @property
     def target_bytes(self) -> int:
-        """Expected size of the converted matrices in the target."""
-        return sum(m.target_bytes for m in self.matrices)
+        """What the target takes at most, with what is copied."""
+        return sum(m.target_bytes for m in self.matrices) + self.copied_bytes
 
     @property
     def target_files(self) -> int:
