@@ -8,11 +8,12 @@ takes a fraction of a second, and only a file that it survives is opened in this
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from dask_convert.errors import SourceError
+from dask_convert.errors import SourceError, StorageError
 from dask_convert.files.hdf5_walk import UNREADABLE_EXIT_CODE
 
 STEP_SECONDS = 30
@@ -28,6 +29,8 @@ def rehearse(path: Path) -> None:
     ------
     SourceError
         It did not survive; names the object that it was reading.
+    StorageError
+        It could not do its work, for a reason that lies in the system.
     """
     hidden = {"HDF5_PLUGIN_PATH", "HDF5_PLUGIN_PRELOAD"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
@@ -38,13 +41,12 @@ def rehearse(path: Path) -> None:
     if done.returncode == 0:
         return
     steps = done.stdout.decode(errors="replace").splitlines()
-    what = (
-        f"HDF5 does not survive reading it (signal {-done.returncode})"
-        if done.returncode < 0
-        else "its strings cannot be read"
-        if done.returncode == UNREADABLE_EXIT_CODE
-        else f"the process that reads it first ended with code {done.returncode}"
-    )
+    if done.returncode == UNREADABLE_EXIT_CODE:
+        what = "its strings cannot be read"
+    elif done.returncode < 0 and done.returncode != -signal.SIGKILL:
+        what = f"HDF5 does not survive reading it (signal {-done.returncode})"
+    else:
+        raise StorageError(_not_done(path, done))
     msg = (
         f"{path}: {steps[-1] if steps else 'the file itself'}: {what}: the file is damaged there; "
         "copy it again, or write it anew"
@@ -52,11 +54,24 @@ def rehearse(path: Path) -> None:
     raise SourceError(msg)
 
 
+def _not_done(path: Path, done: subprocess.CompletedProcess[bytes]) -> str:
+    """The message about a process that failed for a reason of its own."""
+    if done.returncode == -signal.SIGKILL:
+        said = "it was killed, as a system without memory does"
+    else:
+        lines = done.stderr.decode(errors="replace").split("\n")
+        said = f"code {done.returncode}: {' '.join(filter(None, lines[-2:]))}"
+    return (
+        f"{path}: the process that is to read it first did not come to its end ({said}): that says "
+        "nothing of the file; is there a limit on memory or processes?"
+    )
+
+
 def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(  # noqa: S603  (this interpreter, a script of ours)
         command,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         env=environment,
         check=False,
