@@ -55,7 +55,7 @@ def run(command: list[str], _environment: dict[str, str]) -> subprocess.Complete
         connection.sendall(json.dumps(arguments).encode() + b"\n")
         with connection.makefile("rb") as answer:
             *told, code = answer.read().rsplit(b"\n", 1)
-    return subprocess.CompletedProcess(command, int(code), b"\n".join(told))
+    return subprocess.CompletedProcess(command, int(code), b"\n".join(told), b"")
 
 
 def join_server() -> None:

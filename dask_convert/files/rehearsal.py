@@ -70,8 +70,7 @@ def _not_done(path: Path, done: subprocess.CompletedProcess[bytes]) -> str:
 def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(  # noqa: S603  (this interpreter, a script of ours)
         command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         stdin=subprocess.DEVNULL,
         env=environment,
         check=False,
