@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from strategies import (
 )
 
 from dask_convert import page_cache
-from dask_convert.errors import AdmissionError, SourceError
+from dask_convert.errors import AdmissionError, SourceError, StorageError
 from dask_convert.files import hdf5
 from dask_convert.files.h5ad import axis_length, csr_matrices, matrix_format, row_index
 from dask_convert.files.hdf5 import MemberReader, chunk_table, open_source, reopen_source
@@ -481,6 +483,18 @@ def test_what_is_no_hdf5_file_is_refused_by_name(
         path.write_bytes(content)
     with pytest.raises(SourceError, match=r"source\.h5ad"):
         open_source(path)
+
+
+def test_a_file_that_is_being_written_is_refused_by_name(path: Path) -> None:
+    """It is not damaged, and may be whole later."""
+    code = "import h5py, sys; file = h5py.File(sys.argv[1], 'r+'); print(flush=True); input()"
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        with pytest.raises(StorageError, match="has it open for writing"):
+            open_source(path)
+        writer.communicate(b"\n")
 
 
 def damaged(path: Path, chunk: int, content: bytes, offset: int = 0) -> None:

@@ -175,7 +175,7 @@ def test_text_and_tables_say_the_same(
         assert lines <= shown
     text = words(result_html(elsewhere))
     assert "384.0 MiB at most in one (node1:7), of 1.0 GiB each; 2 processes" in text
-    assert "at most in this process" in text
+    assert "at most in samples of this process" in text
 
 
 def test_a_store(converted: tuple[dask_convert.ConversionResult, Shown]) -> None:

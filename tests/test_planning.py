@@ -312,6 +312,16 @@ def test_a_budget_that_is_too_small_says_what_would_do() -> None:
         conversion_plan([(source, even_rows(source))], Settings(memory=100 * 2**20, workers=8))
 
 
+@pytest.mark.parametrize("nnz", [0, 1, 1000, 10**5, 10**7])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_plan_takes_less_than_the_least(nnz: int, workers: int) -> None:
+    """Small matrices have smaller tasks than the smallest that large ones are cut into."""
+    source = matrix_source(1000, 500, nnz)
+    rows = even_rows(source)
+    plan = conversion_plan([(source, rows)], Settings(memory=4 * GIB, workers=workers))
+    assert plan.least_memory_bytes <= plan.projected_bytes
+
+
 def test_the_index_of_a_shard_is_counted() -> None:
     """It has 16 bytes a chunk, of which there may be as many as there are entries."""
     source = matrix_source(100_000, 32_285, 416_000_000)

@@ -100,5 +100,5 @@ def test_workers_elsewhere_tell_their_own_peaks(tmp_path: Path) -> None:
     assert {int(name.rpartition(":")[2]) for name in result.worker_peaks} <= pids
     assert all(30e6 < peak_bytes < 4 * 2**30 for peak_bytes in result.worker_peaks.values())
     text = of_result(result)
-    assert "at most in this process" in text
+    assert "at most in samples of this process" in text
     assert f"at most in one ({node}:" in text

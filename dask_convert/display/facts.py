@@ -113,9 +113,9 @@ def _memory(result: ConversionResult) -> Iterator[Fact]:
     """Of this process and those below it; and of workers elsewhere, by what they say themselves."""
     peak, settings = bytes_text(result.peak_bytes), result.plan.settings
     if settings.worker_memory is None:
-        yield Fact("memory", f"{peak} at most, of {bytes_text(settings.memory)}")
+        yield Fact("memory", f"{peak} at most in samples, of {bytes_text(settings.memory)}")
         return
-    yield Fact("memory", f"{peak} at most in this process")
+    yield Fact("memory", f"{peak} at most in samples of this process")
     if result.worker_peaks:
         process, peak_bytes = max(result.worker_peaks.items(), key=lambda item: item[1])
         yield Fact(

@@ -117,7 +117,7 @@ def annotation_bytes(
     largest = dict.fromkeys(CHUNK_ITEMS, 0)
     with reading(source.filename):
         chosen = frozenset(converted)
-        for node in (*_fitting(_plan(source, chosen)), *_beside(source, chosen)):
+        for node in itertools.chain(_fitting(_plan(source, chosen)), _beside(source, chosen)):
             if node.kind in largest:
                 chunk = math.prod(array_chunks(node, slab_bytes)) * item_bytes(node)
                 largest[node.kind] = max(largest[node.kind], chunk + hdf5_bytes(node))

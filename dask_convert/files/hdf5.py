@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_convert.errors import SourceError
+from dask_convert.errors import SourceError, StorageError
 from dask_convert.files.admission import (
     admit,
     check_allocation,
@@ -93,6 +93,9 @@ def reopen_source(path: Path, trust: Trust = Trust()) -> h5py.File:  # noqa: B00
     try:
         return h5py.File(path, "r", locking="best-effort")
     except (OSError, RuntimeError, ValueError) as error:
+        if "unable to lock file" in str(error):
+            msg = f"{path}: another program has it open for writing: wait until it is closed"
+            raise StorageError(msg) from error
         refuse_transient(error, str(path))
         what = " ".join(str(error).split())
         if "truncated file" in what:

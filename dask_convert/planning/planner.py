@@ -220,7 +220,7 @@ def _matrix_plan(
 
 def _block_nnz(source: MatrixSource, rows: RowIndex, settings: Settings, budget_bytes: int) -> int:
     """Entries of the largest row block: what is wished, what fits, evenly for the workers."""
-    least = _least_block_nnz(rows, settings)
+    least = _least_block_nnz(source, rows, settings)
     if settings.block_nnz:
         return least
 
@@ -321,12 +321,13 @@ def _sized_combine_bytes(
 ) -> int:
     width = _column_width(source, settings, block_nnz)
     max_rows = _max_rows(source, block_nnz)
+    region_nnz = min(region_nnz, source.nnz)
     return memory.combine_bytes(source, target, region_nnz, block_nnz, max_rows, width)
 
 
 def _least_task_bytes(source: MatrixSource, rows: RowIndex, settings: Settings) -> int:
     """The larger of the smallest split task and the smallest combine task."""
-    return _least_bytes_with(source, settings, _least_block_nnz(rows, settings))
+    return _least_bytes_with(source, settings, _least_block_nnz(source, rows, settings))
 
 
 def _least_bytes_with(source: MatrixSource, settings: Settings, block_nnz: int) -> int:
@@ -339,8 +340,9 @@ def _least_bytes_with(source: MatrixSource, settings: Settings, block_nnz: int) 
     )
 
 
-def _least_block_nnz(rows: RowIndex, settings: Settings) -> int:
-    return max(settings.block_nnz or LEAST_BLOCK_NNZ, rows.longest_row_nnz)
+def _least_block_nnz(source: MatrixSource, rows: RowIndex, settings: Settings) -> int:
+    least = min(LEAST_BLOCK_NNZ, max(source.nnz, 1))
+    return max(settings.block_nnz or least, rows.longest_row_nnz)
 
 
 def _least_region_nnz(target: TargetLayout, settings: Settings) -> int:
