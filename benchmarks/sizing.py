@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_convert.files.annotations import FIXED_BYTES
+from dask_convert.files.annotation_elements import FIXED_BYTES
 from dask_convert.planning.layout import ArraySource, MatrixSource
 from dask_convert.planning.planner import conversion_plan
 from dask_convert.planning.plans import ConversionPlan, RowIndex, Settings

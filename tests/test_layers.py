@@ -40,8 +40,8 @@ FLOORS = {
         "chunk_guard rehearsal scratch",
         "admission",
         "annotation_elements hdf5 fragment_files shards",
-        "annotations h5ad hdf5_trial zarr_csc",
-        "fingerprints store_files h5ad_writer",
+        "annotation_plan h5ad hdf5_trial zarr_csc",
+        "annotations fingerprints store_files h5ad_writer",
     ),
     # Work.
     "engine": ("results meters", "tasks", "stages", "attempts", "graph preload"),

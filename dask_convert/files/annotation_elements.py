@@ -1,6 +1,6 @@
 """One element of an `.h5ad` file: reading its place in HDF5, and copying its values to zarr.
 
-`annotations.py` decides what goes where; here is how a group or an array gets there, in slabs of
+`annotation_plan` decides what goes where; here is how a group or an array gets there, in slabs of
 bounded size.
 """
 
