@@ -35,7 +35,7 @@ from dask_convert.planning.layout import (
     RowBlock,
     TargetLayout,
 )
-from dask_convert.planning.plans import PLAN_VERSION, ConversionPlan, MatrixPlan, RowIndex, Settings
+from dask_convert.planning.plans import ConversionPlan, MatrixPlan, RowIndex, Settings
 from dask_convert.planning.records import MAX_BLOCK_ROWS
 
 SLICE_RECORDS = 2**16
@@ -104,7 +104,6 @@ def conversion_plan(
     planned = tuple(_matrix_plan(source, rows, settings, budget) for source, rows in matrices)
     converted_bytes = sum(source.stored_bytes for source, _ in matrices)
     return ConversionPlan(
-        PLAN_VERSION,
         settings,
         planned,
         dict(copied),

@@ -9,7 +9,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_convert.errors import PlanError
 from dask_convert.planning import memory
 from dask_convert.planning.layout import (
     DEFAULT_CHUNK_NNZ,
@@ -25,8 +24,6 @@ from dask_convert.planning.layout import (
 )
 from dask_convert.planning.profiles import ProfileName
 from dask_convert.planning.sizes import bytes_text
-
-PLAN_VERSION = 1
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,8 +150,6 @@ class ConversionPlan(msgspec.Struct, frozen=True):
 
     Attributes
     ----------
-    version
-        Of this format; `ConversionPlan.from_json` refuses others.
     settings
         What the user chose.
     matrices
@@ -170,7 +165,6 @@ class ConversionPlan(msgspec.Struct, frozen=True):
         The smallest budget that could be planned for.
     """
 
-    version: int
     settings: Settings
     matrices: tuple[MatrixPlan, ...]
     copied: dict[str, str]
@@ -219,26 +213,3 @@ class ConversionPlan(msgspec.Struct, frozen=True):
     def target_files(self) -> int:
         """Files of the converted matrices in the target."""
         return sum(m.target_files for m in self.matrices)
-
-    def to_json(self) -> bytes:
-        """The plan as JSON."""
-        return msgspec.json.encode(self)
-
-    @classmethod
-    def from_json(cls, text: bytes) -> ConversionPlan:
-        """Read what `to_json` wrote.
-
-        Raises
-        ------
-        PlanError
-            The text is no plan, or one of another version.
-        """
-        try:
-            plan = msgspec.json.decode(text, type=cls)
-        except msgspec.DecodeError as error:
-            msg = f"not a conversion plan: {error}"
-            raise PlanError(msg) from error
-        if plan.version != PLAN_VERSION:
-            msg = f"plan has format version {plan.version}, this program reads {PLAN_VERSION}"
-            raise PlanError(msg)
-        return plan
