@@ -107,12 +107,15 @@ def plan(source: Path, *, html: Path | None, as_json: bool, **options: Any) -> N
     """
     from dask_convert import api
     from dask_convert.display import summary
+    from dask_convert.display.side_files import check_page, write_page
 
+    if html is not None:
+        check_page(html, source=source)
     planned = api.plan(source, **typed(options))
     if html is not None:
-        from dask_convert.display.pages import plan_page, write_page
+        from dask_convert.display.pages import plan_page
 
-        write_page(html, plan_page(planned, str(source)))
+        write_page(html, plan_page(planned, str(source)), source=source)
     if as_json:
         print_json(summary.plan_as_json(planned))
     elif html is None:

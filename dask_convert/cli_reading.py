@@ -45,13 +45,17 @@ def gene(
 
     Example: dask-convert gene genes.zarr Gad1 Gad2 --obs "cell_type == 'B'" --out gad.csv
     """
+    from dask_convert.display.side_files import require_apart
     from dask_convert.reading import gene_files
     from dask_convert.reading.store import open_store
+    from dask_convert.reading.store_opening import local_path
 
     chosen = file_format or _format_of(out)
     if chosen != "csv" and out is None:
         msg = f"{chosen} goes into a file: say which by --out FILE"
         raise SelectionError(msg)
+    if out is not None:
+        require_apart(out, target=local_path(target))
     store = open_store(target)
     selection: dict[str, Any] = {"by": by, "obs": obs, "matrix": matrix}
     if chosen == "npz" and out is not None:
@@ -72,15 +76,19 @@ def inspect(target: str, *, html: Path | None, as_json: bool) -> None:
     """
     import msgspec
 
+    from dask_convert.display.side_files import check_page, write_page
     from dask_convert.reading.describing import described, of_description
     from dask_convert.reading.store import open_store
+    from dask_convert.reading.store_opening import local_path
 
+    if html is not None:
+        check_page(html, target=local_path(target))
     store = open_store(target)
     found = described(store)
     if html is not None:
-        from dask_convert.display.pages import store_page, write_page
+        from dask_convert.display.pages import store_page
 
-        write_page(html, store_page(store, found))
+        write_page(html, store_page(store, found), target=local_path(target))
     if as_json:
         print_json(msgspec.to_builtins(found))
     elif html is None:

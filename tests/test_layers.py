@@ -78,8 +78,8 @@ FLOORS = {
         "places",
     ),
     "display": (
-        "board charts dashboard_link facts logs losses",
-        "progress summary board_plugin",
+        "board charts dashboard_link facts losses side_files",
+        "logs progress summary board_plugin",
         "bars board_feed board_page html drawings",
         "notebook report pages",
     ),

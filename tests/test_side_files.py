@@ -1,0 +1,157 @@
+"""Pages and logs beside a conversion: they replace and spoil nothing but pages of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import pytest
+import scipy.sparse as sp
+from click.testing import CliRunner, Result
+
+import dask_convert
+from dask_convert.cli import main
+from dask_convert.display import side_files
+from dask_convert.errors import TargetError
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A small h5ad file."""
+    path = tmp_path / "cells.h5ad"
+    ad.AnnData(sp.random(50, 20, 0.2, format="csr", random_state=1, dtype="f4")).write_h5ad(path)
+    return path
+
+
+@pytest.fixture
+def target(source: Path, tmp_path: Path) -> Path:
+    """A store of it."""
+    path = tmp_path / "genes.zarr"
+    dask_convert.convert(source, path, workers=0)
+    return path
+
+
+def run(*arguments: object) -> Result:
+    """Run a command of dask-convert."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def content(directory: Path) -> dict[Path, bytes]:
+    """All files below a directory."""
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def commands(source: Path, target: Path, page: Path) -> list[tuple[object, ...]]:
+    """All that write pages."""
+    other = target.with_name("other.zarr")
+    return [
+        ("plan", source, "--html", page),
+        ("inspect", target, "--html", page),
+        ("convert", source, other, "--workers", 0, "--overwrite", "--report", page),
+    ]
+
+
+@pytest.mark.parametrize("number", range(3), ids=["plan", "inspect", "convert"])
+def test_a_page_replaces_pages_of_ours_alone(source: Path, target: Path, number: int) -> None:
+    """The same command can be given again; notes, data and pages of others stay as they are."""
+    page = source.with_name("page.html")
+    command = commands(source, target, page)[number]
+    for _ in range(2):
+        assert run(*command).exit_code == 0
+    link = source.with_name("link.html")
+    link.symlink_to(page)
+    page.write_text(page.read_text() + "<!-- old -->")
+    assert run(*commands(source, target, link)[number]).exit_code == 0
+    assert link.is_symlink()
+    assert "<!-- old -->" not in page.read_text()
+    for text in ("", "my notes", "<!DOCTYPE html>\n<html></html>"):
+        page.write_text(text)
+        before = content(source.parent)
+        result = run(*command)
+        assert (result.exit_code, len(result.stderr.splitlines())) == (4, 1), result.output
+        assert f"{page} exists already; remove it, or name another file" in result.stderr
+        assert content(source.parent) == before
+
+
+@pytest.mark.parametrize("number", range(3), ids=["plan", "inspect", "convert"])
+def test_a_page_is_never_the_source_nor_in_the_target(
+    source: Path, target: Path, number: int
+) -> None:
+    """By whatever names; refused before any work."""
+    place = source.parent
+    (place / "link.h5ad").symlink_to(source)
+    (place / "hard.h5ad").hardlink_to(source)
+    (place / "link.zarr").symlink_to(target)
+    (place / "dangling.html").symlink_to(target / "page.html")
+    (place / "other.zarr").symlink_to(target)
+    for name in ("cells.h5ad", "link.h5ad", "hard.h5ad", "genes.zarr", "genes.zarr/X/page.html",
+                 "link.zarr/page.html", "dangling.html"):  # fmt: skip
+        if number == 0 and not name.endswith("h5ad"):
+            continue  # a plan has no target
+        before = content(place)
+        result = run(*commands(source, target, place / name)[number])
+        assert result.exit_code in {2, 4}, (name, result.output)  # 2 for what click refuses itself
+        assert content(place) == before
+    assert run("inspect", f"file://{target}", "--html", target / "page.html").exit_code == 4
+    assert not (target / "page.html").exists()
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "/dev/stdout", "no/page.html", "long" * 70])
+def test_what_cannot_be_a_page_is_refused_before_any_work(
+    source: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, and nothing is left; a device stays a device."""
+    monkeypatch.setattr("dask_convert.api.plan", None)  # would be a crash
+    before = content(source.parent)
+    result = run("plan", source, "--html", source.parent / name)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (4, 1)
+    assert "cannot be written" in result.stderr or "exists already" in result.stderr
+    assert content(source.parent) == before
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_name_with_a_nul_is_refused() -> None:
+    """From Python: no argument of a command can have one."""
+    with pytest.raises(TargetError, match="null byte"):
+        side_files.check_page(Path("page\0.html"))
+
+
+def test_what_appears_while_a_conversion_runs_is_not_replaced(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The report is given up, the conversion is not."""
+    page = tmp_path / "run.html"
+
+    class Writing(dask_convert.display.progress.Silent):  # type: ignore[name-defined]
+        def start(self, _plan: object) -> None:
+            page.write_text("mine")
+
+    dask_convert.convert(source, tmp_path / "t.zarr", workers=0, report=page, progress=Writing())
+    assert page.read_text() == "mine"
+    assert "exists already" in caplog.text
+
+
+def test_a_page_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there before stays, and nothing lies beside it."""
+    page = tmp_path / "page.html"
+    text = f"<!DOCTYPE html>{side_files.MARK.decode()}"
+    side_files.write_page(page, text)
+
+    def half(file: object, written: bytes) -> None:
+        file.write(written[:5])  # type: ignore[attr-defined]
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(side_files, "write_all", half)
+    with pytest.raises(TargetError, match="Input/output error"):
+        side_files.write_page(page, text + "more")
+    assert page.read_text() == text
+    assert list(tmp_path.iterdir()) == [page]
+
+
+def test_genes_are_not_written_into_their_store(target: Path) -> None:
+    """It would have a file that is no part of it."""
+    before = content(target)
+    result = run("gene", target, "0", "--out", target / "gene.csv")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (4, 1)
+    assert "it belongs to the target" in result.stderr
+    assert content(target) == before
