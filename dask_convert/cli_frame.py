@@ -88,7 +88,8 @@ class Command(click.Command):
         """Run it with a log; what goes wrong is in it with its traceback."""
         from dask_convert.display.logs import LOGGER, logged
 
-        with logged(log_file, verbose=verbose):
+        source, target = ctx.params.get("source"), ctx.params.get("target")
+        with logged(log_file, verbose=verbose, source=source, target=target):
             LOGGER.info("dask_convert %s: %s", __version__, " ".join(sys.argv))
             try:
                 result = super().invoke(ctx)

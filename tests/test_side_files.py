@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import logging
 from pathlib import Path
 
 import anndata as ad
@@ -11,7 +14,7 @@ from click.testing import CliRunner, Result
 
 import dask_convert
 from dask_convert.cli import main
-from dask_convert.display import side_files
+from dask_convert.display import logs, side_files
 from dask_convert.errors import TargetError
 
 
@@ -155,3 +158,77 @@ def test_genes_are_not_written_into_their_store(target: Path) -> None:
     assert (result.exit_code, len(result.stderr.splitlines())) == (4, 1)
     assert "it belongs to the target" in result.stderr
     assert content(target) == before
+
+
+def logging_commands(source: Path, target: Path, log: Path) -> list[tuple[object, ...]]:
+    """All that write logs."""
+    other = target.with_name("other.zarr")
+    return [
+        ("convert", source, other, "--workers", 0, "--log-file", log),
+        ("plan", source, "--log-file", log),
+        ("verify", source, target, "--workers", 0, "--log-file", log),
+    ]
+
+
+@pytest.mark.parametrize("number", range(3), ids=["convert", "plan", "verify"])
+def test_a_log_is_appended_to_no_data(source: Path, target: Path, number: int) -> None:
+    """Neither source nor target, by whatever names, nor anything else that is no text."""
+    place = source.parent
+    (place / "link.h5ad").symlink_to(source)
+    (place / "hard.h5ad").hardlink_to(source)
+    (place / "nul.txt").write_bytes(b"text, and then \0")
+    (place / "latin.txt").write_bytes("größe".encode("latin-1"))
+    (place / "cut.txt").write_bytes(b"x" * 100 + "ß".encode()[:1])
+    names = dict.fromkeys(("cells.h5ad", "link.h5ad", "hard.h5ad"), "it is the source")
+    names |= dict.fromkeys(("nul.txt", "latin.txt", "cut.txt"), "is no text file")
+    if number == 0:
+        names |= {"other.zarr": "it belongs to the target", "other.zarr/log": "it belongs to"}
+    if number == 2:
+        names |= dict.fromkeys(("genes.zarr/zarr.json", "genes.zarr/x"), "belongs to the target")
+    for name, words in names.items():
+        before = content(place)
+        result = run(*logging_commands(source, target, place / name)[number])
+        assert (result.exit_code, len(result.stderr.splitlines())) == (4, 1), (name, result.output)
+        assert words in result.stderr
+        assert content(place) == before
+
+
+@pytest.mark.parametrize("text", ["", "before\n", "x" * 4095 + "ß\n"], ids=["none", "text", "cut"])
+def test_a_log_is_appended_to_text(source: Path, text: str) -> None:
+    """Also where the piece that is looked at ends within a letter."""
+    log = source.with_name("run.log")
+    log.write_text(text)
+    assert run("plan", source, "--log-file", log).exit_code == 0
+    assert log.read_text().startswith(text)
+    assert "INFO" in log.read_text()[len(text) :]
+
+
+def test_a_log_without_room_is_refused_at_its_first_line(source: Path) -> None:
+    """Nothing is begun."""
+    result = run("plan", source, "--log-file", "/dev/full")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (4, 1)
+    assert "/dev/full: the log cannot be written: No space left" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_log_that_fails_later_is_given_up_with_a_line(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The conversion goes on."""
+    flush = logging.FileHandler.flush
+    calls = itertools.count()
+
+    def full(handler: logging.FileHandler) -> None:
+        if next(calls):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(handler)
+
+    monkeypatch.setattr(logs._File, "flush", full, raising=False)
+    log, target = source.with_name("run.log"), source.with_name("genes.zarr")
+    result = run("convert", source, target, "--workers", 0, "--quiet", "--log-file", log)
+    assert result.exit_code == 0, result.output
+    assert (
+        result.stderr
+        == f"dask-convert: {log}: the log cannot be written: No space left on device\n"
+    )
+    assert target.is_dir()

@@ -6,6 +6,7 @@ page of ours may be replaced, and nothing else. Source and target are never writ
 
 from __future__ import annotations
 
+import codecs
 import os
 import uuid
 from contextlib import suppress
@@ -18,6 +19,7 @@ MARK = b'<meta name="generator" content="dask-convert">'
 """By this a page of ours is known; `templates` have it among their first lines."""
 
 _HEAD_BYTES = 512
+_TEXT_BYTES = 4096
 
 TRIED_BYTES = 2**18
 """What is written, and removed again, to see whether a page can be: about the size of a report."""
@@ -72,6 +74,32 @@ def write_page(
             write_all(file, page.encode(errors="replace"))
     except OSError as error:
         raise _unwritable(path, _words(error)) from error
+
+
+def check_log(path: Path, *, source: Path | None = None, target: Path | None = None) -> None:
+    """Refuse a file that lines of a log may not be appended to.
+
+    Parameters
+    ----------
+    path
+        The log.
+    source, target
+        See `check_page`.
+
+    Raises
+    ------
+    TargetError
+        It is the source, belongs to the target, or holds what is no text.
+    """
+    require_apart(path, source=source, target=target)
+    try:
+        is_text = not path.is_file() or _is_text(path)
+    except OSError as error:
+        msg = f"{path}: the log cannot be written: {_words(error)}"
+        raise TargetError(msg) from error
+    if not is_text:
+        msg = f"{path} is no text file, so no log is appended to it; name another file"
+        raise TargetError(msg)
 
 
 def require_apart(path: Path, *, source: Path | None = None, target: Path | None = None) -> None:
@@ -141,6 +169,17 @@ def _is_ours(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     return head.startswith(b"<!DOCTYPE html>") and MARK in head
+
+
+def _is_text(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(_TEXT_BYTES)
+    try:
+        # The last letter may be cut off.
+        codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < _TEXT_BYTES)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in head
 
 
 def _real(path: Path) -> Path:
