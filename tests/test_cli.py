@@ -124,6 +124,10 @@ def test_errors_are_one_line_and_an_exit_code(source: Path, tmp_path: Path) -> N
         (("plan", tmp_path / "none.h5ad"), 3, "no such file"),
         (("plan", source, "--memory", "100MiB"), 2, "the least is"),
         (("plan", source, "--memory", "many"), 2, "memory is 'many'"),
+        (("plan", source, "--memory", "1e400"), 2, "memory is '1e400'"),
+        (("plan", source, "--memory", "1e400GiB"), 2, "memory is '1e400GiB'"),
+        (("plan", source, "--data-dtype", "(2,"), 2, "data_dtype is '(2,'"),
+        (("plan", source, "--config", source), 2, "cannot be read as YAML"),
         (("plan", source, "--matrix", "layers/none"), 2, "there are: X"),
         (("plan", source, "--shard-nnz", 7), 2, "shard_nnz is 7"),
         (("plan", source, "--slurm", "jobs=2"), 2, "--cluster slurm"),
@@ -164,6 +168,8 @@ def test_a_config_file_sets_defaults(source: Path, tmp_path: Path) -> None:
         ("dask-convert:\n  workers: many\n", "dask-convert.workers"),
         ("other: 1\n", "no section"),
         ("dask-convert: [\n", "cannot be read as YAML"),
+        ('dask-convert:\n  scratch: "a\\0b"\n', "scratch has a NUL"),
+        ('dask-convert:\n  allow-external: ["a\\0b"]\n', "allow_external has a NUL"),
     ],
 )
 def test_a_wrong_config_file_is_refused(
@@ -176,6 +182,7 @@ def test_a_wrong_config_file_is_refused(
     assert result.exit_code == 2
     assert words in result.stderr
     assert "my.yaml" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_an_interrupt_leaves_nothing(
