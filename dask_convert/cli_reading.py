@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dask_convert.cli_frame import json_option, print_json
+from dask_convert.cli_frame import json_option, print_json, say, standard_output
 from dask_convert.errors import SelectionError
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ def gene(
         return
     frame = store.read(list(names), kind="frame", **selection)
     if out is None:
-        gene_files.write_csv(frame, sys.stdout)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # data are the same in every locale
+            sys.stdout.reconfigure(encoding="utf-8", errors="strict")
+        with standard_output():
+            gene_files.write_csv(frame, sys.stdout)
     else:
         gene_files.save_frame(frame, out, chosen)
 
@@ -92,7 +96,7 @@ def inspect(target: str, *, html: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(msgspec.to_builtins(found))
     elif html is None:
-        click.echo(of_description(found))
+        say(of_description(found))
 
 
 def _gene_parameters(command: Callable[..., Any]) -> Callable[..., Any]:

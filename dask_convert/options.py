@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 import msgspec
 
+from dask_convert.conversion.workspace import is_text
 from dask_convert.errors import PlanError
 from dask_convert.places.local_cluster import runs_locally
 from dask_convert.places.main_guard import require_main_guard
@@ -143,7 +144,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     def scratch_parent(self, target: Path) -> Path:
         """Where scratch is made."""
-        return target.parent if self.scratch is None else Path(self.scratch).absolute()
+        return target.parent if self.scratch is None else absolute(self.scratch)
 
     def prepare(self, *, verifying: bool) -> None:
         """Begin to load what a run needs, and to start workers, if they are this machine's.
@@ -190,7 +191,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             codec_level=_LEVELS.get(self.codec, 0) if level is None else level,
             verify=self.verify,
             strict=self.strict,
-            allow_external=tuple(str(Path(path).absolute()) for path in self.allow_external),
+            allow_external=tuple(_text_of(absolute(path)) for path in self.allow_external),
             allow_plugins=self.allow_plugins,
             profile=self.profile,
             **with_profile(self.profile, {name: getattr(self, name) for name in names}),
@@ -205,6 +206,29 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         if self.memory is None and place.worker_memory is not None:
             memory_bytes += max(place.worker_memory, 0) * place.workers
         return memory_bytes
+
+
+def absolute(path: Pathish) -> Path:
+    """A path from the root on.
+
+    Raises
+    ------
+    PlanError
+        It is relative to a directory that is not there any more.
+    """
+    try:
+        return Path(path).absolute()
+    except OSError as error:
+        msg = f"{path}: the current directory is gone: {error.strerror}; change to another"
+        raise PlanError(msg) from error
+
+
+def _text_of(directory: Path) -> str:
+    """A path that can be kept as text."""
+    if not is_text(directory):
+        msg = f"allow_external: {directory} is no UTF-8, or has a NUL"
+        raise PlanError(msg)
+    return str(directory)
 
 
 def explicit(options: type, **defaults: object) -> Callable[[_Function], _Function]:

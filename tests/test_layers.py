@@ -16,7 +16,7 @@ import dask_convert
 PACKAGE = "dask_convert"
 DIRECTORY = Path(dask_convert.__file__).parent
 FLOORS = {
-    "": ("_version errors page_cache",),
+    "": ("_version errors page_cache", "surroundings"),
     # Plain values, arithmetic and compiled loops: no dask, no zarr, no h5py.
     "planning": (
         "cores layout limits sizes",
@@ -78,7 +78,7 @@ FLOORS = {
         "places",
     ),
     "display": (
-        "board charts dashboard_link facts losses side_files",
+        "board charts dashboard_link facts losses side_files telling",
         "logs progress summary board_plugin",
         "bars board_feed board_page html drawings",
         "notebook report pages",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dask_convert.display.side_files import check_log
+from dask_convert.display.telling import tell
 from dask_convert.engine.tasks import is_reused
 from dask_convert.errors import TargetError
 
@@ -162,8 +163,7 @@ class _File(logging.FileHandler):
         msg = f"{self.baseFilename}: the log cannot be written: {error.strerror}"
         if not self._is_begun:
             raise TargetError(msg) from error
-        with suppress(OSError):
-            print(f"dask-convert: {msg}", file=sys.stderr, flush=True)
+        tell(f"dask-convert: {msg}")
 
     def close(self) -> None:
         """Close it; what could not be written is told of already."""
@@ -180,6 +180,4 @@ class _Stderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line."""
-        with suppress(OSError):
-            seconds = time.monotonic() - self._started
-            print(f"{seconds:7.1f} s  {record.getMessage()}", file=sys.stderr, flush=True)
+        tell(f"{time.monotonic() - self._started:7.1f} s  {record.getMessage()}")

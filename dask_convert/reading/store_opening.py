@@ -12,6 +12,7 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from dask_convert.errors import StoreError
+from dask_convert.surroundings import require_fit, require_fit_zarr
 
 Place = str | os.PathLike[str] | ZarrStore
 
@@ -31,7 +32,11 @@ def open_root(place: Place, storage_options: dict[str, Any] | None = None) -> za
     ------
     StoreError
         Nothing is there, it is no AnnData store, or the storage cannot be reached.
+    PlanError
+        zarr-python cannot work in this process.
     """
+    require_fit()
+    require_fit_zarr()
     try:
         store = _zarr_store(place, storage_options)
         root = zarr.open_group(store, mode="r")
