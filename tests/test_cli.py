@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 import dask_convert
 from dask_convert import cli
 from dask_convert.cli import main
+from dask_convert.display.progress import Silent
 from dask_convert.errors import DtypeError, PlanError, ScratchError
 from dask_convert.example.synthetic import write_synthetic_h5ad
 from dask_convert.files import failpoints
@@ -326,6 +327,60 @@ def test_scratch_that_cannot_be_made_is_refused(source: Path, tmp_path: Path) ->
         "convert", source, tmp_path / "genes.zarr", "--workers", 0, "--scratch", source / "below"
     )
     assert (result.exit_code, "cannot make a scratch directory" in result.output) == (12, True)
+
+
+def tree(directory: Path) -> list[Path]:
+    """All that lies below a directory."""
+    return sorted(directory.rglob("*"))
+
+
+@pytest.mark.parametrize("profile", ["anndata", "cellxgene"])
+def test_directories_made_for_scratch_go_with_it(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
+    """After success and failure, by the run that goes on, and by clean; what others use stays."""
+    target = tmp_path / ("genes.h5ad" if profile == "cellxgene" else "genes.zarr")
+    before = tree(tmp_path)
+    command = ("convert", source, target, "--workers", 0, "--profile", profile)
+    command += ("--scratch", tmp_path / "q" / "w" / "e")
+    if profile == "anndata":  # the other one has a type of its own
+        assert run(*command, "--data-dtype", "bool").exit_code == 3
+        assert tree(tmp_path) == before
+    for end in (("clean", target), command):
+        with monkeypatch.context() as patched:
+            patched.setenv(failpoints.VARIABLE, f"region report: opened=error:{errno.ENOSPC}")
+            assert run(*command).exit_code == 5
+        assert list(tmp_path.glob("q/w/e/.*scratch*/owner.json"))
+        assert run(*end).exit_code == 0
+        assert not (tmp_path / "q").exists()
+    assert [path for path in tree(tmp_path) if target not in path.parents] == [*before, target]
+
+
+def test_directories_around_scratch_that_are_used_stay(source: Path, tmp_path: Path) -> None:
+    """By whoever: those that were there before, and those that hold something else by now."""
+    (tmp_path / "q").mkdir()
+
+    class Using(Silent):
+        def start(self, _plan: object) -> None:
+            (tmp_path / "q" / "w" / "mine").touch()
+
+    options = {"scratch": tmp_path / "q" / "w" / "e", "workers": 0}
+    dask_convert.convert(source, tmp_path / "one.zarr", **options)
+    assert not list((tmp_path / "q").iterdir())
+    dask_convert.convert(source, tmp_path / "two.zarr", progress=Using(), **options)
+    assert tree(tmp_path / "q") == [tmp_path / "q" / "w", tmp_path / "q" / "w" / "mine"]
+
+
+@pytest.mark.parametrize("rule", ["scratch: made", "state: opened", "store: made"])
+def test_scratch_that_fails_as_it_is_made_leaves_no_directories(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    """Whether or not it was noted yet whose they are."""
+    before = tree(tmp_path)
+    monkeypatch.setenv(failpoints.VARIABLE, f"{rule}=error:{errno.EIO}")
+    arguments = ("convert", source, tmp_path / "genes.zarr", "--workers", 0)
+    assert run(*arguments, "--scratch", tmp_path / "q" / "w").exit_code == 11
+    assert tree(tmp_path) == before
 
 
 def test_what_a_worker_refuses_is_one_line(source: Path, tmp_path: Path) -> None:

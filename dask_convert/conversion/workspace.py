@@ -24,7 +24,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,18 @@ class StateVersion(msgspec.Struct, frozen=True):
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """Whose a scratch directory is."""
+    """Whose a scratch directory is.
+
+    Attributes
+    ----------
+    target
+        Of the run.
+    made
+        Directories around it that were made for it, innermost first; they go with it.
+    """
 
     target: str
+    made: tuple[str, ...] = ()
 
 
 class Workspace(msgspec.Struct, frozen=True):
@@ -219,12 +228,10 @@ def begin(space: Workspace, state: RunState) -> None:
     if Path(os.path.realpath(space.scratch_parent)).is_relative_to(os.path.realpath(space.target)):
         msg = f"scratch, {space.scratch_parent}, lies in the target, {space.target}: name another"
         raise ScratchError(msg)
+    around = (space.scratch_parent, *space.scratch_parent.parents)
+    made = [str(path) for path in around if not path.exists()]
     try:
-        space.scratch_parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            space.scratch.mkdir(mode=0o700)
-        check_ours(space.scratch)
-        mark(space)
+        _make_scratch(space, made)
         space.run_scratch(state.token).mkdir(mode=0o700)
         reach("scratch: made")
         store = space.store(state.token)
@@ -238,9 +245,31 @@ def begin(space: Workspace, state: RunState) -> None:
     save_struct(space.state, "state", state, durable=True)
 
 
-def mark(space: Workspace) -> None:
-    """Note in the scratch directory whose it is."""
-    save_struct(space.scratch / "owner.json", "state", Owner(str(space.target)))
+def _make_scratch(space: Workspace, made: list[str]) -> None:
+    """Make the scratch directory with those around it, and note whose they are."""
+    try:
+        space.scratch_parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            space.scratch.mkdir(mode=0o700)
+        check_ours(space.scratch)
+        mark(space, made)
+    except BaseException:
+        if made and not (space.scratch / "owner.json").exists():  # else they go when it does
+            _remove_empty([str(space.scratch), *made])
+        raise
+
+
+def mark(space: Workspace, made: Iterable[str] = ()) -> None:
+    """Note in the scratch directory whose it is, and which directories were made for it."""
+    path = space.scratch / "owner.json"
+    known = load_struct(path, Owner)
+    save_struct(path, "state", Owner(str(space.target), (*made, *(known.made if known else ()))))
+
+
+def _remove_empty(directories: Iterable[str]) -> None:
+    for path in directories:
+        with suppress(OSError):  # something is in it, or somebody was faster
+            Path(path).rmdir()
 
 
 def check_ours(scratch: Path) -> None:
@@ -377,6 +406,7 @@ def _clear_scratch(scratch: Path, target: Path) -> bool:
     (scratch / "owner.json").unlink(missing_ok=True)
     with suppress(OSError):  # holds something that is not ours
         scratch.rmdir()
+    _remove_empty(owner.made if owner is not None else ())
     return True
 
 
