@@ -18,7 +18,7 @@ from dask_convert.display.progress import Several
 from dask_convert.display.report import RunReport
 from dask_convert.engine.graph import Executor
 from dask_convert.engine.results import ConversionResult, VerificationResult
-from dask_convert.errors import PlanError, SourceWarning, StoreError
+from dask_convert.errors import PlanError, SourceError, SourceWarning, StoreError
 from dask_convert.options import (
     ConvertOptions,
     Options,
@@ -27,6 +27,7 @@ from dask_convert.options import (
     VerifyOptions,
     absolute,
     explicit,
+    is_open_file,
 )
 from dask_convert.places.places import Place, Run
 from dask_convert.places.rooms import clear_dead_rooms
@@ -177,6 +178,7 @@ def convert(
     written = record.written_to(None if chosen.report is None else Path(chosen.report))
     with short_interrupt(), ExitStack() as held, written:
         found = held.enter_context(chosen.place())
+        _require_shared(source, found)
         planned = plan_conversion(source, chosen.settings(found), chosen.matrices)
         _warn_of_squares(planned)
         record.result = _run(source, target, planned, found, chosen, record, held)
@@ -195,6 +197,16 @@ def _require_named_as_made(target: Path, profile: str) -> None:
             "cellxgene makes an h5ad file)"
         )
         raise PlanError(msg)
+
+
+def _require_shared(source: Path, place: Place) -> None:
+    """Refuse a source that is open in this process, and has no name for others."""
+    if place.workers and is_open_file(source):
+        msg = (
+            f"{source} is a file of this process, which workers cannot open: give its own path, or "
+            "do without workers (--workers 0)"
+        )
+        raise SourceError(msg)
 
 
 def _run(
@@ -344,6 +356,7 @@ def verify(
     feed = BoardFeed(str(source), str(target))
     with ExitStack() as held:
         found = held.enter_context(chosen.place())
+        _require_shared(source, found)
         settings = chosen.settings(found)
         planned = conversion_plan([], settings)
         run = found.executor(Run(source, (target.parent,), planned))

@@ -27,6 +27,7 @@ from dask_convert.display.progress import Silent
 from dask_convert.errors import DtypeError, PlanError, ScratchError
 from dask_convert.example.synthetic import write_synthetic_h5ad
 from dask_convert.files import failpoints
+from dask_convert.places.dashboard_address import require_dashboard_address
 
 
 @pytest.fixture
@@ -267,6 +268,35 @@ def test_a_running_conversion_can_be_ended(tmp_path: Path, number: signal.Signal
     assert len(cleared.output.splitlines()) == 2
     assert sorted(tmp_path.iterdir()) == before
     assert not psutil.wait_procs(session(process.pid), timeout=20)[1]
+
+
+@pytest.mark.parametrize("address", ["foo", "127.0.0.1:99999", "http://127.0.0.1:0", "8.8.8.8:0"])
+def test_a_dashboard_that_cannot_listen_is_refused_before_work(
+    source: Path, tmp_path: Path, address: str
+) -> None:
+    """The cluster would fail to start, and guess why."""
+    arguments = ("convert", source, tmp_path / "genes.zarr", "--workers", 1)
+    result = run(*arguments, "--dashboard-address", address)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert f"dashboard_address is '{address}'" in result.stderr
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("address", ["", "8787", ":0", "127.0.0.1", "localhost:0", "0.0.0.0:8787"])
+def test_a_dashboard_may_listen_at_hosts_and_ports(address: str) -> None:
+    """In all forms that dask knows."""
+    require_dashboard_address(address)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", ["wait", "worker-ttl", "no-workers"])
+def test_times_are_numbers(source: Path, tmp_path: Path, name: str, seconds: str) -> None:
+    """Which NaN is not, though it is below no bound; and nobody waits for ever."""
+    arguments = ("convert", source, tmp_path / "genes.zarr", "--workers", 0)
+    result = run(*arguments, f"--{name}-seconds={seconds}")
+    assert result.exit_code == 2
+    assert seconds in result.stderr
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_clean_says_that_there_was_nothing(tmp_path: Path) -> None:

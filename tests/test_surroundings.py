@@ -192,3 +192,22 @@ def test_no_file_takes_the_number_of_a_stream() -> None:
         check=True,
     )
     assert found.stdout.splitlines()[-1] == "/dev/null"
+
+
+@pytest.mark.parametrize("path", ["/dev/fd/5", "/dev/stdin", "/proc/self/fd/5", "link"])
+def test_a_source_that_only_this_process_has_is_refused_to_workers(
+    source: Path, tmp_path: Path, path: str
+) -> None:
+    """They would find another file there, or none; without workers there is nobody to find it."""
+    (tmp_path / "link").symlink_to("/dev/fd/5")
+    place, target = tmp_path / path, tmp_path / "genes.zarr"
+    streams = f"5<{source} <{source}"
+    for command in (("convert", place, target), ("verify", place, tmp_path)):
+        ended = run(*command, "--workers", 1, streams=streams)
+        (line,) = ended.stderr.decode().splitlines()
+        assert ended.returncode == 3
+        assert line == (
+            f"dask-convert: {place} is a file of this process, which workers cannot open: give its "
+            "own path, or do without workers (--workers 0)"
+        )
+    assert run("convert", place, target, "--workers", 0, streams=streams).returncode == 0
