@@ -138,19 +138,23 @@ def test_a_directory_that_may_not_be_entered_is_refused(source: Path, tmp_path: 
     inside, target = closed / "inside", tmp_path / "genes.zarr"
     cases = [
         (("plan", inside), 3),
-        (("convert", source, inside), 4),
-        (("convert", source, target, "--scratch", inside), 12),
-        (("convert", source, target, "--report", inside), 4),
-        (("verify", source, inside), 15),
+        (("convert", source, inside, "--workers", 0), 4),
+        (("convert", source, target, "--workers", 0, "--scratch", inside), 12),
+        (("convert", source, target, "--workers", 0, "--report", inside), 4),
+        (("verify", source, inside, "--workers", 0), 15),
         (("inspect", inside), 15),
         (("clean", inside), 4),
     ]
     for command, expected in cases:
         ended = CliRunner().invoke(main, [str(argument) for argument in command])
-        assert (ended.exit_code, len(ended.stderr.splitlines())) == (expected, 1)
+        found = (ended.exit_code, len(ended.stderr.splitlines()))
+        assert found == (expected, 1), (command, ended.output)
         assert "Permission denied" in ended.stderr
-    closed.chmod(0o700)
+    closed.chmod(0o500)
+    ended = CliRunner().invoke(main, ["convert", str(source), str(inside), "--workers=0"])
+    assert (ended.exit_code, "no permission to write" in ended.stderr) == (4, True)
     assert not list(closed.iterdir())
+    closed.chmod(0o700)
 
 
 def test_a_relative_path_needs_a_directory(

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,28 @@ def test_a_broken_standard_error_costs_no_conversion(
     ended = run(*command, streams=streams)
     assert ended.returncode == 0, ended.stdout
     assert b"verified" in ended.stdout
+    assert sorted(tmp_path.iterdir()) == [source, target]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_terminal_that_goes_costs_no_conversion(
+    source: Path, tmp_path: Path, workers: int
+) -> None:
+    """Its bars cannot be drawn any more."""
+    target = tmp_path / "genes.zarr"
+    leader, follower = pty.openpty()
+    arguments = ["convert", str(source), str(target), "--workers", str(workers)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "dask_convert", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        env={**os.environ, "TERM": "xterm-256color"},
+    ) as process:
+        os.close(follower)
+        os.read(leader, 100)
+        os.close(leader)
+        output, _ = process.communicate(timeout=120)
+    assert (process.returncode, b"target" in output) == (0, True)
     assert sorted(tmp_path.iterdir()) == [source, target]
 
 

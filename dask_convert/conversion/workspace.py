@@ -172,6 +172,9 @@ def check_names(source: Path | None, target: Path, scratch_parent: Path) -> None
     if problem := _problem(space.directory) or _problem(target):
         msg = f"{target} cannot be a target: {problem}"
         raise TargetError(msg)
+    if target.parent.is_dir() and not os.access(target.parent, os.W_OK | os.X_OK):
+        msg = f"{target} cannot be a target: no permission to write in {target.parent}"
+        raise TargetError(msg)
     if problem := _problem(space.scratch):
         msg = f"cannot make a scratch directory in {scratch_parent}: {problem}"
         raise ScratchError(msg)
