@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from dask_convert.conversion.source_plan import plan_conversion
+from dask_convert.conversion.workspace import check_names, is_text, require_text
 from dask_convert.display.board_feed import BoardFeed
 from dask_convert.display.facts import SQUARE_NOTE
 from dask_convert.display.logs import LogLines
@@ -17,19 +18,22 @@ from dask_convert.display.progress import Several
 from dask_convert.display.report import RunReport
 from dask_convert.engine.graph import Executor
 from dask_convert.engine.results import ConversionResult, VerificationResult
-from dask_convert.errors import PlanError, SourceWarning, StoreError
+from dask_convert.errors import PlanError, SourceError, SourceWarning, StoreError
 from dask_convert.options import (
     ConvertOptions,
     Options,
     Pathish,
     PlanOptions,
     VerifyOptions,
+    absolute,
     explicit,
+    is_open_file,
 )
 from dask_convert.places.places import Place, Run
 from dask_convert.places.rooms import clear_dead_rooms
 from dask_convert.planning.planner import conversion_plan
 from dask_convert.planning.plans import ConversionPlan
+from dask_convert.surroundings import require_fit, require_fit_zarr
 
 if TYPE_CHECKING:
     from dask_convert.verification.matrices import OnPart
@@ -164,14 +168,17 @@ def convert(
     --------
     >>> result = convert("cells.h5ad", "genes.zarr", memory="4GiB")  # doctest: +SKIP
     """
+    require_fit()
     chosen = Options(**options)
     chosen.prepare(verifying=chosen.verify)
-    source, target = Path(source).absolute(), Path(target).absolute()
+    source, target = absolute(source), absolute(target)
     _require_named_as_made(target, chosen.profile)
+    check_names(source, target, chosen.scratch_parent(target))
     record = RunReport(str(source), str(target))
     written = record.written_to(None if chosen.report is None else Path(chosen.report))
     with short_interrupt(), ExitStack() as held, written:
         found = held.enter_context(chosen.place())
+        _require_shared(source, found)
         planned = plan_conversion(source, chosen.settings(found), chosen.matrices)
         _warn_of_squares(planned)
         record.result = _run(source, target, planned, found, chosen, record, held)
@@ -190,6 +197,16 @@ def _require_named_as_made(target: Path, profile: str) -> None:
             "cellxgene makes an h5ad file)"
         )
         raise PlanError(msg)
+
+
+def _require_shared(source: Path, place: Place) -> None:
+    """Refuse a source that is open in this process, and has no name for others."""
+    if place.workers and is_open_file(source):
+        msg = (
+            f"{source} is a file of this process, which workers cannot open: give its own path, or "
+            "do without workers (--workers 0)"
+        )
+        raise SourceError(msg)
 
 
 def _run(
@@ -215,6 +232,8 @@ def _run(
             yield watched
 
     from dask_convert.conversion.run import run_conversion  # with zarr, which planning spares
+
+    require_fit_zarr()
 
     def store(path: Path) -> ConversionResult:
         return run_conversion(
@@ -271,8 +290,9 @@ def clean(target: Pathish, *, scratch: Pathish | None = None) -> list[Path]:
     from dask_convert.conversion.resuming import clean_up
     from dask_convert.conversion.workspace import Workspace
 
-    target = Path(target).absolute()
+    target = absolute(target)
     scratch_parent = Options(scratch=scratch).scratch_parent(target)
+    check_names(None, target, scratch_parent)
     cleared = clean_export(target, scratch_parent)
     cleared += clean_up(Workspace(target, scratch_parent))
     beside = [target.parent, scratch_parent, *(path.parent for path in cleared)]
@@ -323,18 +343,20 @@ def verify(
     --------
     >>> verify("cells.h5ad", "genes.zarr").require_equal()  # doctest: +SKIP
     """
+    require_fit()
     from dask_convert.verification.verifying import verify_store
 
+    require_fit_zarr()
     options.setdefault("dashboard_address", None)
     chosen = Options(**options)
     chosen.prepare(verifying=True)
-    source, target = Path(source).absolute(), Path(target).absolute()
-    if not target.exists():  # a mistyped name is no store that differs
-        msg = f"{target}: no such store"
-        raise StoreError(msg)
+    source, target = absolute(source), absolute(target)
+    require_text(source)
+    _require_there(target)
     feed = BoardFeed(str(source), str(target))
     with ExitStack() as held:
         found = held.enter_context(chosen.place())
+        _require_shared(source, found)
         settings = chosen.settings(found)
         planned = conversion_plan([], settings)
         run = found.executor(Run(source, (target.parent,), planned))
@@ -350,6 +372,21 @@ def verify(
                 trust=settings.trust,
                 on_part=_each(feed.part, chosen.on_part or _ignore),
             )
+
+
+def _require_there(target: Path) -> None:
+    """Refuse a name that no store has: a mistyped name is no store that differs."""
+    try:
+        target.lstat()
+        problem = "" if target.exists() else "it is a link that leads nowhere"
+        problem = problem if is_text(target) else "its name is no UTF-8: rename it"
+    except (FileNotFoundError, NotADirectoryError):
+        problem = "no such store"
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or str(error)
+    if problem:
+        msg = f"{target}: {problem}"
+        raise StoreError(msg)
 
 
 def _ignore(_name: str, _done: int, _total: int) -> None:

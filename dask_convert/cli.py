@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from dask_convert import __version__, cli_dashboard, cli_reading
-from dask_convert.cli_frame import HELP_COLUMNS, Command, Commands, json_option, print_json
+from dask_convert.cli_frame import HELP_COLUMNS, Command, Commands, json_option, print_json, say
 from dask_convert.cli_options import (
     LAYOUT,
     LOG,
@@ -89,7 +89,7 @@ def convert(source: Path, target: Path, *, quiet: bool, as_json: bool, **options
     if as_json:
         print_json(summary.result_as_json(result))
     elif not quiet:
-        click.echo(summary.of_result(result))
+        say(summary.of_result(result))
 
 
 @main.command(cls=Command)
@@ -107,16 +107,19 @@ def plan(source: Path, *, html: Path | None, as_json: bool, **options: Any) -> N
     """
     from dask_convert import api
     from dask_convert.display import summary
+    from dask_convert.display.side_files import check_page, write_page
 
+    if html is not None:
+        check_page(html, source=source)
     planned = api.plan(source, **typed(options))
     if html is not None:
-        from dask_convert.display.pages import plan_page, write_page
+        from dask_convert.display.pages import plan_page
 
-        write_page(html, plan_page(planned, str(source)))
+        write_page(html, plan_page(planned, str(source)), source=source)
     if as_json:
         print_json(summary.plan_as_json(planned))
     elif html is None:
-        click.echo(summary.of_plan(planned))
+        say(summary.of_plan(planned))
 
 
 @main.command(cls=Command)
@@ -142,9 +145,9 @@ def clean(target: Path, scratch: Path | None, *, as_json: bool) -> None:
         print_json({"cleared": cleared})
         return
     for directory in cleared:
-        click.echo(f"cleared {directory}")
+        say(f"cleared {directory}")
     if not cleared:
-        click.echo(f"found nothing that a dead conversion to {target} has left")
+        say(f"found nothing that a dead conversion to {target} has left")
 
 
 @main.command(cls=_WorkersFirst)
@@ -176,7 +179,7 @@ def verify(source: Path, target: Path, *, as_json: bool, quiet: bool, **options:
         sys.exit(0 if result.equal else VerificationError.exit_code)
     result.require_equal()
     if not quiet:
-        click.echo(summary.of_verification(result))
+        say(summary.of_verification(result))
 
 
 @main.command(cls=Command)
@@ -207,7 +210,7 @@ def demo(directory: Path, n_obs: int, n_vars: int, memory: str, workers: int | N
     """
     from dask_convert.demo import run_demo
 
-    run_demo(directory, n_obs, n_vars, memory=memory, workers=workers, say=click.echo)
+    run_demo(directory, n_obs, n_vars, memory=memory, workers=workers, say=say)
 
 
 @main.command(cls=Command)
@@ -221,7 +224,7 @@ def completion(shell: str) -> None:
 
     script = get_completion_class(shell)
     assert script is not None  # noqa: S101  (click has had these since version 8)
-    click.echo(script(main, {}, "dask-convert", "_DASK_CONVERT_COMPLETE").source())
+    say(script(main, {}, "dask-convert", "_DASK_CONVERT_COMPLETE").source())
 
 
 cli_reading.add_commands(main, Command)

@@ -7,9 +7,8 @@ import time
 from contextlib import suppress
 from typing import Any
 
-import click
-
 from dask_convert.cli_options import group_of, rare
+from dask_convert.display.telling import tell
 
 _NAP_SECONDS = 0.2
 
@@ -40,12 +39,12 @@ def arguments(options: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
 
 
 def _tell(link: str) -> None:
-    click.echo(f"dashboard  {link}", err=True)
+    tell(f"dashboard  {link}")
 
 
 def _wait() -> None:
     """Return at Enter or Ctrl-C; without a terminal's input at Ctrl-C or SIGTERM alone."""
-    click.echo("done; the dashboard stays open until Enter or Ctrl-C", err=True)
+    tell("done; the dashboard stays open until Enter or Ctrl-C")
     with suppress(KeyboardInterrupt):
         if not sys.stdin.readline():
             while True:  # a signal that another thread got wakes nobody who sleeps for good

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import json
 import logging
+import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dask_convert import __version__
-from dask_convert.errors import INTERRUPTED_EXIT_CODE, DaskConvertError, SourceWarning
+from dask_convert.display.telling import BROKEN, tell
+from dask_convert.errors import (
+    INTERRUPTED_EXIT_CODE,
+    DaskConvertError,
+    PlanError,
+    SourceWarning,
+    StorageError,
+)
 
 HELP_COLUMNS = 100
 _ALL = "dask_convert.help_all"
@@ -40,6 +50,20 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             _fail(ctx, error, "interrupted", INTERRUPTED_EXIT_CODE)
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run the program; what the system refuses outside of commands is a line as well."""
+        _open_standard_streams()
+        _require_directory()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # words of others may not fit a locale
+            sys.stdout.reconfigure(errors="backslashreplace")
+        atexit.register(_leave_broken_stream)
+        try:
+            return super().main(*arguments, **options)
+        except OSError as error:
+            known = _of_the_system(error)
+            tell(f"dask-convert: {known}")
+            sys.exit(known.exit_code)
 
 
 class Command(click.Command):
@@ -67,7 +91,7 @@ class Command(click.Command):
                 _print_error(error, error.format_message(), error.exit_code, resumable=False)
             raise
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> None:
         """Run it, and turn errors into lines and exit codes."""
         _collect_garbage_rarely()
         # What a batch system sends before it kills: end as on Ctrl-C, and clear up.
@@ -79,25 +103,31 @@ class Command(click.Command):
             _show_warnings(ctx)
         try:
             if log_file is None and not verbose:
-                return super().invoke(ctx)
-            return self._invoke_logged(ctx, log_file, verbose=bool(verbose))
+                super().invoke(ctx)
+            else:
+                self._invoke_logged(ctx, log_file, verbose=bool(verbose))
         except DaskConvertError as error:
             _fail(ctx, error, str(error), error.exit_code)
+        except BrokenPipeError:
+            raise  # see `standard_output`
+        except OSError as error:
+            known = _of_the_system(error)
+            _fail(ctx, known, str(known), known.exit_code)
 
-    def _invoke_logged(self, ctx: click.Context, log_file: Path | None, *, verbose: bool) -> Any:
+    def _invoke_logged(self, ctx: click.Context, log_file: Path | None, *, verbose: bool) -> None:
         """Run it with a log; what goes wrong is in it with its traceback."""
         from dask_convert.display.logs import LOGGER, logged
 
-        with logged(log_file, verbose=verbose):
+        source, target = ctx.params.get("source"), ctx.params.get("target")
+        with logged(log_file, verbose=verbose, source=source, target=target):
             LOGGER.info("dask_convert %s: %s", __version__, " ".join(sys.argv))
             try:
-                result = super().invoke(ctx)
+                super().invoke(ctx)
             except BaseException as error:
                 if log_file is not None and not isinstance(error, SystemExit):
                     LOGGER.exception("%s", _with_notes(error, type(error).__name__))
                 raise
             LOGGER.info("done")
-            return result
 
 
 def json_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -107,7 +137,34 @@ def json_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 def print_json(fields: object) -> None:
     """Write plain data to the standard output."""
-    click.echo(json.dumps(fields, indent=2))
+    say(json.dumps(fields, indent=2))
+
+
+def say(text: str) -> None:
+    """Write a result to the standard output."""
+    with standard_output():
+        click.echo(text)
+
+
+@contextmanager
+def standard_output() -> Iterator[None]:
+    """Have all that is written to the standard output arrive there, or the command fail.
+
+    Raises
+    ------
+    StorageError
+        It cannot be written, to a full disk for instance.
+    """
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # whoever reads has seen enough: click ends without a word
+    except OSError as error:
+        sys.stdout = None  # would be tried again as the process ends
+        msg = f"the standard output cannot be written: {error.strerror}"
+        raise StorageError(msg) from error
 
 
 class _Warnings(logging.Handler):
@@ -116,7 +173,7 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line."""
         if record.levelno == logging.WARNING:
-            click.echo(f"dask-convert: {record.getMessage()}", err=True)
+            tell(f"dask-convert: {record.getMessage()}")
 
 
 def _show_warnings(ctx: click.Context) -> None:
@@ -143,10 +200,46 @@ def _help_all() -> click.Option:
 
 
 def _fail(ctx: click.Context, error: BaseException, text: str, exit_code: int) -> None:
-    click.echo(f"dask-convert: {_with_notes(error, text)}", err=True)
+    tell(f"dask-convert: {_with_notes(error, text)}")
     if ctx.meta.get(_JSON):
-        _print_error(error, text, exit_code, resumable=getattr(error, "resumable", True))
+        with suppress(StorageError):
+            _print_error(error, text, exit_code, resumable=getattr(error, "resumable", True))
     sys.exit(exit_code)
+
+
+def _of_the_system(error: OSError) -> StorageError:
+    """An error of the system that nobody has given words to, as one of ours."""
+    known = StorageError(f"{error.filename or 'the system'}: {error.strerror or error}")
+    for note in getattr(error, "__notes__", ()):
+        known.add_note(note)
+    return known
+
+
+def _require_directory() -> None:
+    """End where the current directory is gone: neither paths nor workers can be told from it."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        tell(f"dask-convert: the current directory is gone ({error.strerror}): change to another")
+        sys.exit(PlanError.exit_code)
+
+
+def _open_standard_streams() -> None:
+    """Leave numbers 0 to 2 to no file of ours, which libraries would print into."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
+
+
+def _leave_broken_stream() -> None:
+    """Have a command end with its own exit code where its words could not be written."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except BROKEN:
+        sys.stderr = None
 
 
 def _print_error(error: BaseException, text: str, exit_code: int, *, resumable: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import click
 
 from dask_convert.cli_frame import RareOption
+from dask_convert.display.telling import tell
 from dask_convert.errors import DaskConvertError, PlanError
 from dask_convert.planning.layout import DEFAULT_CODEC, Codec
 from dask_convert.planning.limits import Limits
@@ -60,7 +61,7 @@ def _configure(context: click.Context, _parameter: click.Parameter, path: Path |
     except DaskConvertError as error:
         if context.resilient_parsing:  # the shell completes a line
             return
-        click.echo(f"dask-convert: {error}", err=True)
+        tell(f"dask-convert: {error}")
         sys.exit(error.exit_code)
     context.meta[_SLURM] = options.pop("slurm")
     context.default_map = {**(context.default_map or {}), **options}

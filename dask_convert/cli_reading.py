@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dask_convert.cli_frame import json_option, print_json
+from dask_convert.cli_frame import json_option, print_json, say, standard_output
 from dask_convert.errors import SelectionError
 
 if TYPE_CHECKING:
@@ -45,13 +46,17 @@ def gene(
 
     Example: dask-convert gene genes.zarr Gad1 Gad2 --obs "cell_type == 'B'" --out gad.csv
     """
+    from dask_convert.display.side_files import require_apart
     from dask_convert.reading import gene_files
     from dask_convert.reading.store import open_store
+    from dask_convert.reading.store_opening import local_path
 
     chosen = file_format or _format_of(out)
     if chosen != "csv" and out is None:
         msg = f"{chosen} goes into a file: say which by --out FILE"
         raise SelectionError(msg)
+    if out is not None:
+        require_apart(out, target=local_path(target))
     store = open_store(target)
     selection: dict[str, Any] = {"by": by, "obs": obs, "matrix": matrix}
     if chosen == "npz" and out is not None:
@@ -60,7 +65,10 @@ def gene(
         return
     frame = store.read(list(names), kind="frame", **selection)
     if out is None:
-        gene_files.write_csv(frame, sys.stdout)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # data are the same in every locale
+            sys.stdout.reconfigure(encoding="utf-8", errors="strict")
+        with standard_output():
+            gene_files.write_csv(frame, sys.stdout)
     else:
         gene_files.save_frame(frame, out, chosen)
 
@@ -72,19 +80,23 @@ def inspect(target: str, *, html: Path | None, as_json: bool) -> None:
     """
     import msgspec
 
+    from dask_convert.display.side_files import check_page, write_page
     from dask_convert.reading.describing import described, of_description
     from dask_convert.reading.store import open_store
+    from dask_convert.reading.store_opening import local_path
 
+    if html is not None:
+        check_page(html, target=local_path(target))
     store = open_store(target)
     found = described(store)
     if html is not None:
-        from dask_convert.display.pages import store_page, write_page
+        from dask_convert.display.pages import store_page
 
-        write_page(html, store_page(store, found))
+        write_page(html, store_page(store, found), target=local_path(target))
     if as_json:
         print_json(msgspec.to_builtins(found))
     elif html is None:
-        click.echo(of_description(found))
+        say(of_description(found))
 
 
 def _gene_parameters(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,9 @@ documents (by `explicit`).
 from __future__ import annotations
 
 import inspect
+import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 import msgspec
 
+from dask_convert.conversion.workspace import is_text
 from dask_convert.errors import PlanError
+from dask_convert.places.dashboard_address import require_dashboard_address
 from dask_convert.places.local_cluster import runs_locally
 from dask_convert.places.main_guard import require_main_guard
 from dask_convert.places.places import ClusterKind, Patience, Place, placed
@@ -37,6 +41,10 @@ Pathish = str | os.PathLike[str]
 
 DEFAULT_MEMORY = "2GiB"
 """Of a run on this machine; and of the driver, where workers are elsewhere."""
+
+_DESCRIPTORS = re.compile(r"/proc/\d+(?:/task/\d+)?/fd")
+_MOST_LINKS = 40
+"""Which the system follows."""
 
 _LEVELS = {"lz4": 5, "zstd": 1, "gzip": 4, "none": 0}
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -129,6 +137,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     report: Pathish | None = None
     on_part: OnPart | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("wait_seconds", "worker_ttl_seconds", "no_workers_seconds"):
+            seconds = getattr(self, name)
+            if not 0 <= seconds < math.inf:  # NaN is neither
+                msg = f"{name} is {seconds}: a number of seconds"
+                raise PlanError(msg)
+
     @property
     def limits(self) -> Limits:
         """How long to wait for what."""
@@ -143,7 +158,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     def scratch_parent(self, target: Path) -> Path:
         """Where scratch is made."""
-        return target.parent if self.scratch is None else Path(self.scratch).absolute()
+        return target.parent if self.scratch is None else absolute(self.scratch)
 
     def prepare(self, *, verifying: bool) -> None:
         """Begin to load what a run needs, and to start workers, if they are this machine's.
@@ -159,15 +174,23 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         load_libraries(*(["zarr"] if self.workers == 0 else ["distributed", "zarr"]))
 
     def place(self) -> AbstractContextManager[Place]:
-        """Where tasks will run; see `dask_convert.places.places.placed`."""
-        shown = self.dashboard_address
+        """Where tasks will run; see `dask_convert.places.places.placed`.
+
+        Raises
+        ------
+        PlanError
+            A dashboard cannot listen where it is to.
+        """
+        shown = None if self.dashboard_address == "none" else self.dashboard_address
+        if shown is not None:
+            require_dashboard_address(shown)
         return placed(
             cluster=self.cluster,
             scheduler=self.scheduler,
             client=self.client,
             workers=self.workers,
             slurm=self.slurm,
-            dashboard_address=None if shown == "none" else shown,
+            dashboard_address=shown,
             patience=Patience(self.no_workers_seconds, self.wait_seconds),
             limits=self.limits,
         )
@@ -190,7 +213,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             codec_level=_LEVELS.get(self.codec, 0) if level is None else level,
             verify=self.verify,
             strict=self.strict,
-            allow_external=tuple(str(Path(path).absolute()) for path in self.allow_external),
+            allow_external=tuple(_text_of(absolute(path)) for path in self.allow_external),
             allow_plugins=self.allow_plugins,
             profile=self.profile,
             **with_profile(self.profile, {name: getattr(self, name) for name in names}),
@@ -205,6 +228,40 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         if self.memory is None and place.worker_memory is not None:
             memory_bytes += max(place.worker_memory, 0) * place.workers
         return memory_bytes
+
+
+def absolute(path: Pathish) -> Path:
+    """A path from the root on.
+
+    Raises
+    ------
+    PlanError
+        It is relative to a directory that is not there any more.
+    """
+    try:
+        return Path(path).absolute()
+    except OSError as error:
+        msg = f"{path}: the current directory is gone: {error.strerror}; change to another"
+        raise PlanError(msg) from error
+
+
+def is_open_file(path: Path) -> bool:
+    """Whether a path is one of ``/dev/stdin``, ``/dev/fd/5`` and the like, or leads there."""
+    for _ in range(_MOST_LINKS):
+        if _DESCRIPTORS.fullmatch(os.path.realpath(path.parent)):
+            return True
+        if not path.is_symlink():
+            return False
+        path = path.parent / path.readlink()
+    return False
+
+
+def _text_of(directory: Path) -> str:
+    """A path that can be kept as text."""
+    if not is_text(directory):
+        msg = f"allow_external: {directory} is no UTF-8, or has a NUL"
+        raise PlanError(msg)
+    return str(directory)
 
 
 def explicit(options: type, **defaults: object) -> Callable[[_Function], _Function]:

@@ -23,9 +23,11 @@ from click.testing import CliRunner, Result
 import dask_convert
 from dask_convert import cli
 from dask_convert.cli import main
+from dask_convert.display.progress import Silent
 from dask_convert.errors import DtypeError, PlanError, ScratchError
 from dask_convert.example.synthetic import write_synthetic_h5ad
 from dask_convert.files import failpoints
+from dask_convert.places.dashboard_address import require_dashboard_address
 
 
 @pytest.fixture
@@ -124,6 +126,10 @@ def test_errors_are_one_line_and_an_exit_code(source: Path, tmp_path: Path) -> N
         (("plan", tmp_path / "none.h5ad"), 3, "no such file"),
         (("plan", source, "--memory", "100MiB"), 2, "the least is"),
         (("plan", source, "--memory", "many"), 2, "memory is 'many'"),
+        (("plan", source, "--memory", "1e400"), 2, "memory is '1e400'"),
+        (("plan", source, "--memory", "1e400GiB"), 2, "memory is '1e400GiB'"),
+        (("plan", source, "--data-dtype", "(2,"), 2, "data_dtype is '(2,'"),
+        (("plan", source, "--config", source), 2, "cannot be read as YAML"),
         (("plan", source, "--matrix", "layers/none"), 2, "there are: X"),
         (("plan", source, "--shard-nnz", 7), 2, "shard_nnz is 7"),
         (("plan", source, "--slurm", "jobs=2"), 2, "--cluster slurm"),
@@ -164,6 +170,8 @@ def test_a_config_file_sets_defaults(source: Path, tmp_path: Path) -> None:
         ("dask-convert:\n  workers: many\n", "dask-convert.workers"),
         ("other: 1\n", "no section"),
         ("dask-convert: [\n", "cannot be read as YAML"),
+        ('dask-convert:\n  scratch: "a\\0b"\n', "scratch has a NUL"),
+        ('dask-convert:\n  allow-external: ["a\\0b"]\n', "allow_external has a NUL"),
     ],
 )
 def test_a_wrong_config_file_is_refused(
@@ -176,6 +184,7 @@ def test_a_wrong_config_file_is_refused(
     assert result.exit_code == 2
     assert words in result.stderr
     assert "my.yaml" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_an_interrupt_leaves_nothing(
@@ -261,6 +270,35 @@ def test_a_running_conversion_can_be_ended(tmp_path: Path, number: signal.Signal
     assert not psutil.wait_procs(session(process.pid), timeout=20)[1]
 
 
+@pytest.mark.parametrize("address", ["foo", "127.0.0.1:99999", "http://127.0.0.1:0", "8.8.8.8:0"])
+def test_a_dashboard_that_cannot_listen_is_refused_before_work(
+    source: Path, tmp_path: Path, address: str
+) -> None:
+    """The cluster would fail to start, and guess why."""
+    arguments = ("convert", source, tmp_path / "genes.zarr", "--workers", 1)
+    result = run(*arguments, "--dashboard-address", address)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert f"dashboard_address is '{address}'" in result.stderr
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("address", ["", "8787", ":0", "127.0.0.1", "localhost:0", "0.0.0.0:8787"])
+def test_a_dashboard_may_listen_at_hosts_and_ports(address: str) -> None:
+    """In all forms that dask knows."""
+    require_dashboard_address(address)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", ["wait", "worker-ttl", "no-workers"])
+def test_times_are_numbers(source: Path, tmp_path: Path, name: str, seconds: str) -> None:
+    """Which NaN is not, though it is below no bound; and nobody waits for ever."""
+    arguments = ("convert", source, tmp_path / "genes.zarr", "--workers", 0)
+    result = run(*arguments, f"--{name}-seconds={seconds}")
+    assert result.exit_code == 2
+    assert seconds in result.stderr
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_clean_says_that_there_was_nothing(tmp_path: Path) -> None:
     """A name that was mistyped is not silently taken for one that is clean."""
     result = run("clean", tmp_path / "gnes.zarr")
@@ -319,6 +357,60 @@ def test_scratch_that_cannot_be_made_is_refused(source: Path, tmp_path: Path) ->
         "convert", source, tmp_path / "genes.zarr", "--workers", 0, "--scratch", source / "below"
     )
     assert (result.exit_code, "cannot make a scratch directory" in result.output) == (12, True)
+
+
+def tree(directory: Path) -> list[Path]:
+    """All that lies below a directory."""
+    return sorted(directory.rglob("*"))
+
+
+@pytest.mark.parametrize("profile", ["anndata", "cellxgene"])
+def test_directories_made_for_scratch_go_with_it(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
+    """After success and failure, by the run that goes on, and by clean; what others use stays."""
+    target = tmp_path / ("genes.h5ad" if profile == "cellxgene" else "genes.zarr")
+    before = tree(tmp_path)
+    command = ("convert", source, target, "--workers", 0, "--profile", profile)
+    command += ("--scratch", tmp_path / "q" / "w" / "e")
+    if profile == "anndata":  # the other one has a type of its own
+        assert run(*command, "--data-dtype", "bool").exit_code == 3
+        assert tree(tmp_path) == before
+    for end in (("clean", target), command):
+        with monkeypatch.context() as patched:
+            patched.setenv(failpoints.VARIABLE, f"region report: opened=error:{errno.ENOSPC}")
+            assert run(*command).exit_code == 5
+        assert list(tmp_path.glob("q/w/e/.*scratch*/owner.json"))
+        assert run(*end).exit_code == 0
+        assert not (tmp_path / "q").exists()
+    assert [path for path in tree(tmp_path) if target not in path.parents] == [*before, target]
+
+
+def test_directories_around_scratch_that_are_used_stay(source: Path, tmp_path: Path) -> None:
+    """By whoever: those that were there before, and those that hold something else by now."""
+    (tmp_path / "q").mkdir()
+
+    class Using(Silent):
+        def start(self, _plan: object) -> None:
+            (tmp_path / "q" / "w" / "mine").touch()
+
+    options = {"scratch": tmp_path / "q" / "w" / "e", "workers": 0}
+    dask_convert.convert(source, tmp_path / "one.zarr", **options)
+    assert not list((tmp_path / "q").iterdir())
+    dask_convert.convert(source, tmp_path / "two.zarr", progress=Using(), **options)
+    assert tree(tmp_path / "q") == [tmp_path / "q" / "w", tmp_path / "q" / "w" / "mine"]
+
+
+@pytest.mark.parametrize("rule", ["scratch: made", "state: opened", "store: made"])
+def test_scratch_that_fails_as_it_is_made_leaves_no_directories(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    """Whether or not it was noted yet whose they are."""
+    before = tree(tmp_path)
+    monkeypatch.setenv(failpoints.VARIABLE, f"{rule}=error:{errno.EIO}")
+    arguments = ("convert", source, tmp_path / "genes.zarr", "--workers", 0)
+    assert run(*arguments, "--scratch", tmp_path / "q" / "w").exit_code == 11
+    assert tree(tmp_path) == before
 
 
 def test_what_a_worker_refuses_is_one_line(source: Path, tmp_path: Path) -> None:

@@ -153,7 +153,11 @@ def test_every_supported_type_can_be_asked_for(code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "flaot32", "U5", "O", "datetime64[s]", "V8", "longdouble", "f8,f8", "3f8"]
+    "name",
+    [
+        *("", "flaot32", "U5", "O", "datetime64[s]", "V8", "longdouble", "f8,f8", "3f8"),
+        *("(2,", "('f4',", "99999999999999999999f4", "f4\0", "(2,)f4,", "[", "f4" * 1000),
+    ],
 )
 def test_a_name_that_is_no_type_of_a_matrix_is_refused(name: str) -> None:
     """The message has the name."""

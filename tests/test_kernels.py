@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from numba.core import caching
 from numpy.typing import NDArray
 from oracle import assert_same_bits
 from strategies import DTYPES, INDEX_DTYPES, Csr, csr_matrices, random_values, sorted_rows
@@ -27,6 +28,7 @@ from dask_convert.planning.records import (
     word_dtype,
 )
 from dask_convert.shuffle import kernels, scans
+from dask_convert.shuffle.compiling import kernel
 
 KERNEL_INDEX_DTYPES = [dtype for dtype in INDEX_DTYPES if dtype != "uint64"]
 
@@ -242,3 +244,13 @@ def test_rows_of_the_largest_block_fit_the_narrowest_record(dtype: str) -> None:
     records, _ = scattered(matrix, max(matrix.shape[1], 1))
     assert unpack_rows(records, values.dtype).tolist() == [rows - 1]
     assert_same_bits(unpack_payload(records, values.dtype), values)
+
+
+def test_kernels_compile_where_no_directory_can_keep_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither beside the package, which is another user's, nor in a home, which is not there."""
+
+    def added(left: int, right: int) -> int:
+        return left + right
+
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    assert kernel(added)(1, 2) == 3

@@ -16,7 +16,7 @@ import dask_convert
 PACKAGE = "dask_convert"
 DIRECTORY = Path(dask_convert.__file__).parent
 FLOORS = {
-    "": ("_version errors page_cache",),
+    "": ("_version errors page_cache", "surroundings"),
     # Plain values, arithmetic and compiled loops: no dask, no zarr, no h5py.
     "planning": (
         "cores layout limits sizes",
@@ -71,15 +71,15 @@ FLOORS = {
     # What surrounds it.
     "example": ("synthetic_model", "synthetic"),
     "places": (
-        "slurm_settings lazy_dashboard nannies worker_start",
+        "dashboard_address slurm_settings lazy_dashboard nannies worker_start",
         "local_cluster main_guard credentials probes",
         "config slurm watching rooms",
         "allocation worker_checks",
         "places",
     ),
     "display": (
-        "board charts dashboard_link facts logs losses",
-        "progress summary board_plugin",
+        "board charts dashboard_link facts losses side_files telling",
+        "logs progress summary board_plugin",
         "bars board_feed board_page html drawings",
         "notebook report pages",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import threading
@@ -186,3 +187,17 @@ def test_anothers_lock_of_the_same_name_is_not_ones_own(tmp_path: Path) -> None:
         with pytest.raises(LockError, match="taken over"):
             lock.check()
     assert names(tmp_path) == ["lock-000001"]
+
+
+def test_a_lock_that_cannot_be_written_leaves_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system may have room for a directory, and none for what is to lie in it."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"), RunLock(tmp_path / "lock", tmp_path):
+        pass
+    assert names(tmp_path) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -434,6 +435,21 @@ def test_slurm_that_is_not_here_is_told(
     ):
         api.convert(source, tmp_path / "genes.zarr", cluster="slurm")
     assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
+
+
+def test_slurm_leaves_ctrl_c_as_it_is(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask-jobqueue would have it end the process with code 0 and no word, once it is imported."""
+    pytest.importorskip("dask_jobqueue")
+    before = signal.getsignal(signal.SIGINT)
+    for name in [name for name in sys.modules if name.startswith("dask_jobqueue")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match="SLURM is not here"):
+        api.convert(source, tmp_path / "genes.zarr", cluster="slurm")
+    after = signal.signal(signal.SIGINT, before)
+    assert after is before
 
 
 def test_a_plan_error_names_both_options() -> None:

@@ -25,7 +25,7 @@ import dask_convert
 from dask_convert.cli import main
 from dask_convert.conversion.run import run_conversion
 from dask_convert.conversion.source_plan import plan_conversion
-from dask_convert.display import report
+from dask_convert.display import side_files
 from dask_convert.display.charts import WIDTH, Bar, Mark, lane_chart
 from dask_convert.display.losses import NotingExecutor, losses
 from dask_convert.display.progress import Silent
@@ -230,7 +230,7 @@ def test_a_full_disk_refuses_the_report_before_any_work(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By trying: other files could still be made there."""
-    monkeypatch.setattr(report, "write_all", full_disk)
+    monkeypatch.setattr(side_files, "write_all", full_disk)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(DiskSpaceError, match="no space left"):
         dask_convert.convert(source, tmp_path / "t.zarr", workers=0, report=tmp_path / "run.html")
@@ -246,8 +246,8 @@ def test_a_report_that_fails_at_the_end_costs_a_warning(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: bool
 ) -> None:
     """The conversion counts; one that failed keeps its own error and exit code."""
-    monkeypatch.setattr(report, "_try_out", lambda _: None)
-    monkeypatch.setattr(report, "write_all", full_disk)
+    monkeypatch.setattr(side_files, "_try_out", lambda _: None)
+    monkeypatch.setattr(side_files, "write_all", full_disk)
     target, path = tmp_path / "t.zarr", tmp_path / "run.html"
     command = ["convert", str(source), str(target), "--workers", "0", "--quiet"]
     command += ["--report", str(path), *(["--log-file", str(tmp_path / "run.log")] if log else [])]

@@ -16,6 +16,7 @@ from dask_convert.files.scratch import (
     MatrixScratch,
     load_array,
     load_struct,
+    no_space,
     published,
     save_array,
     save_slabs,
@@ -151,3 +152,26 @@ def test_names_of_a_matrix_do_not_clash(tmp_path: Path) -> None:
     paths += [files.block(number) for number in (0, 1, 999_999, 1_000_000)]
     assert len(set(paths)) == len(paths)
     assert all(path.parent == tmp_path for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("inodes", "free_inodes", "words"),
+    [
+        (0, 0, "no space left in {}: 104,857,600 bytes are free"),  # of file systems without inodes
+        (1 << 20, 1 << 19, "no space left in {}: 104,857,600 bytes are free"),
+        (1 << 20, 0, "no inodes left in {}: 104,857,600 bytes and 0 inodes"),
+        (1 << 20, 7, "no space left in {}: 104,857,600 bytes and 7 inodes"),
+    ],
+)
+def test_a_full_disk_says_what_it_lacks(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    inodes: int,
+    free_inodes: int,
+    words: str,
+) -> None:
+    """Bytes can be free where no file can be made."""
+    blocks = 100 * 2**20 // 4096
+    found = (4096, 4096, 2 * blocks, blocks, blocks, inodes, free_inodes, free_inodes, 0, 255)
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(found))
+    assert str(no_space(tmp_path)).startswith(words.format(tmp_path))

@@ -103,7 +103,12 @@ class RunLock:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
-        self._own = self._acquire()
+        try:
+            self._own = self._acquire()
+        except BaseException:
+            with suppress(OSError):  # somebody is in it
+                self._directory.rmdir()
+            raise
         reach("lock: linked")
         self._thread.start()
         return self

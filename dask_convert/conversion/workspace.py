@@ -17,13 +17,14 @@ random: a task of an earlier run that somebody forgot to end finds none of its d
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,21 @@ import msgspec
 
 from dask_convert.conversion.locks import is_locked
 from dask_convert.engine.results import ConversionResult
-from dask_convert.errors import ScratchError
+from dask_convert.errors import ScratchError, SourceError, TargetError
 from dask_convert.files.failpoints import reach
 from dask_convert.files.fingerprints import SourcePrint
 from dask_convert.files.scratch import load_struct, save_struct
 from dask_convert.planning.plans import ConversionPlan, Settings
 
 STATE_FORMAT = 1
+MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 4096 - 512
+"""What Linux allows, less the names of what lies below a target or on scratch."""
+
+_TOO_LONG = (
+    "its name, or one that is made of it, is too long for the system: choose one that is shorter"
+)
+
 _TOKEN = re.compile(r"[0-9a-f]{8}")
 _ATTEMPT = re.compile(r"\..+\.[0-9a-f]{32}")
 
@@ -81,9 +90,18 @@ class StateVersion(msgspec.Struct, frozen=True):
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """Whose a scratch directory is."""
+    """Whose a scratch directory is.
+
+    Attributes
+    ----------
+    target
+        Of the run.
+    made
+        Directories around it that were made for it, innermost first; they go with it.
+    """
 
     target: str
+    made: tuple[str, ...] = ()
 
 
 class Workspace(msgspec.Struct, frozen=True):
@@ -130,6 +148,73 @@ class Workspace(msgspec.Struct, frozen=True):
         return self.scratch / token
 
 
+def check_names(source: Path | None, target: Path, scratch_parent: Path) -> None:
+    """Refuse paths that the system would refuse later on, or for what is made of them.
+
+    Parameters
+    ----------
+    source
+        The h5ad file, if there is one.
+    target, scratch_parent
+        See `Workspace`.
+
+    Raises
+    ------
+    SourceError, TargetError, ScratchError
+        Says which, and why.
+    """
+    if source is not None:
+        require_text(source)
+    if not target.name:
+        msg = f"{target} has no name, and what it is made of lies beside it: name a place below it"
+        raise TargetError(msg)
+    space = Workspace(target, scratch_parent)
+    if problem := _problem(space.directory) or _problem(target):
+        msg = f"{target} cannot be a target: {problem}"
+        raise TargetError(msg)
+    if target.parent.is_dir() and not os.access(target.parent, os.W_OK | os.X_OK):
+        msg = f"{target} cannot be a target: no permission to write in {target.parent}"
+        raise TargetError(msg)
+    if problem := _problem(space.scratch):
+        msg = f"cannot make a scratch directory in {scratch_parent}: {problem}"
+        raise ScratchError(msg)
+
+
+def _problem(path: Path) -> str:
+    """Why nothing of ours can have a path, in words; empty if it can."""
+    if not is_text(path):
+        return "its name is no UTF-8, or has a NUL: choose another"
+    parts = [len(os.fsencode(part)) for part in path.parts]
+    if max(parts) > MAX_NAME_BYTES or sum(parts) + len(parts) > MAX_PATH_BYTES:
+        return _TOO_LONG
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return _TOO_LONG if error.errno == errno.ENAMETOOLONG else str(error.strerror)
+    return ""
+
+
+def require_text(source: Path) -> None:
+    """Refuse a source whose path cannot be told to others.
+
+    Raises
+    ------
+    SourceError
+        Its name is no UTF-8.
+    """
+    if not is_text(source):
+        msg = f"{source}: its name is no UTF-8, in which it is noted and sent: rename it"
+        raise SourceError(msg)
+
+
+def is_text(path: Path) -> bool:
+    """Whether a path can be kept as text, and be one of the system's."""
+    text = str(path)
+    return "\0" not in text and text.encode(errors="replace").decode() == text
+
+
 def new_token() -> str:
     """A name for what is begun."""
     return uuid.uuid4().hex[:8]
@@ -146,12 +231,10 @@ def begin(space: Workspace, state: RunState) -> None:
     if Path(os.path.realpath(space.scratch_parent)).is_relative_to(os.path.realpath(space.target)):
         msg = f"scratch, {space.scratch_parent}, lies in the target, {space.target}: name another"
         raise ScratchError(msg)
+    around = (space.scratch_parent, *space.scratch_parent.parents)
+    made = [str(path) for path in around if not path.exists()]
     try:
-        space.scratch_parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            space.scratch.mkdir(mode=0o700)
-        check_ours(space.scratch)
-        mark(space)
+        _make_scratch(space, made)
         space.run_scratch(state.token).mkdir(mode=0o700)
         reach("scratch: made")
         store = space.store(state.token)
@@ -165,9 +248,31 @@ def begin(space: Workspace, state: RunState) -> None:
     save_struct(space.state, "state", state, durable=True)
 
 
-def mark(space: Workspace) -> None:
-    """Note in the scratch directory whose it is."""
-    save_struct(space.scratch / "owner.json", "state", Owner(str(space.target)))
+def _make_scratch(space: Workspace, made: list[str]) -> None:
+    """Make the scratch directory with those around it, and note whose they are."""
+    try:
+        space.scratch_parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            space.scratch.mkdir(mode=0o700)
+        check_ours(space.scratch)
+        mark(space, made)
+    except BaseException:
+        if made and not (space.scratch / "owner.json").exists():  # else they go when it does
+            _remove_empty([str(space.scratch), *made])
+        raise
+
+
+def mark(space: Workspace, made: Iterable[str] = ()) -> None:
+    """Note in the scratch directory whose it is, and which directories were made for it."""
+    path = space.scratch / "owner.json"
+    known = load_struct(path, Owner)
+    save_struct(path, "state", Owner(str(space.target), (*made, *(known.made if known else ()))))
+
+
+def _remove_empty(directories: Iterable[str]) -> None:
+    for path in directories:
+        with suppress(OSError):  # something is in it, or somebody was faster
+            Path(path).rmdir()
 
 
 def check_ours(scratch: Path) -> None:
@@ -304,6 +409,7 @@ def _clear_scratch(scratch: Path, target: Path) -> bool:
     (scratch / "owner.json").unlink(missing_ok=True)
     with suppress(OSError):  # holds something that is not ours
         scratch.rmdir()
+    _remove_empty(owner.made if owner is not None else ())
     return True
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, TextIO, cast
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -19,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from dask_convert.display.progress import moved_bytes
+from dask_convert.display.telling import Steady
 from dask_convert.engine.tasks import CombineReport, SplitReport
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class Bars:
             TextColumn("{task.completed}/{task.total}"),
             _BytesColumn(),
             TimeRemainingColumn(),
-            console=console or Console(stderr=True),
+            console=console or Console(file=cast("TextIO", Steady(sys.stderr))),
         )
         self._tasks: dict[tuple[str, bool], TaskID] = {}
 

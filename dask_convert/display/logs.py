@@ -14,6 +14,8 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dask_convert.display.side_files import check_log
+from dask_convert.display.telling import tell
 from dask_convert.engine.tasks import is_reused
 from dask_convert.errors import TargetError
 
@@ -59,7 +61,13 @@ class LogLines:
 
 
 @contextmanager
-def logged(path: Path | None, *, verbose: bool) -> Iterator[None]:
+def logged(
+    path: Path | None,
+    *,
+    verbose: bool,
+    source: Path | None = None,
+    target: Path | None = None,
+) -> Iterator[None]:
     """Log to a file, to the standard error stream, or to neither, while the block runs.
 
     Parameters
@@ -70,12 +78,17 @@ def logged(path: Path | None, *, verbose: bool) -> Iterator[None]:
         Python's own among them. Every line is written at once.
     verbose
         Say what happens on the standard error stream.
+    source, target
+        Of the work that is logged; neither may be written to.
 
     Raises
     ------
     TargetError
-        The file cannot be written.
+        The file cannot be written, or is no text that lines may be appended to. That it cannot be
+        written any more costs one line on the standard error stream.
     """
+    if path is not None:
+        check_log(path, source=source, target=target)
     with ExitStack() as stack:
         if path is not None or verbose:
             stack.callback(LOGGER.setLevel, LOGGER.level)
@@ -100,7 +113,7 @@ def _attach(stack: ExitStack, handler: logging.Handler, loggers: list[logging.Lo
 
 def _file_handler(path: Path) -> logging.Handler:
     try:
-        file = logging.FileHandler(path, encoding="utf-8")
+        file = _File(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         msg = f"{path}: the log cannot be written: {error.strerror}"
         raise TargetError(msg) from error
@@ -128,6 +141,36 @@ class _Passing(MemoryHandler):
         self._file.close()
 
 
+class _File(logging.FileHandler):
+    """A log that is refused if its first line fails, and given up if a later one does."""
+
+    _is_begun = _is_given_up = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        if self._is_given_up:
+            return
+        super().emit(record)
+        self._is_begun = True
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
+        """Tell of it once; the work goes on."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._is_given_up = True
+        msg = f"{self.baseFilename}: the log cannot be written: {error.strerror}"
+        if not self._is_begun:
+            raise TargetError(msg) from error
+        tell(f"dask-convert: {msg}")
+
+    def close(self) -> None:
+        """Close it; what could not be written is told of already."""
+        with suppress(OSError):
+            super().close()
+
+
 class _Stderr(logging.Handler):
     """Writes to what the standard error stream is now, which bars replace while they are drawn."""
 
@@ -137,6 +180,4 @@ class _Stderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line."""
-        with suppress(OSError):
-            seconds = time.monotonic() - self._started
-            print(f"{seconds:7.1f} s  {record.getMessage()}", file=sys.stderr, flush=True)
+        tell(f"{time.monotonic() - self._started:7.1f} s  {record.getMessage()}")

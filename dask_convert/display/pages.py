@@ -22,8 +22,6 @@ from dask_convert.display.drawings import (
     ranked_picture,
 )
 from dask_convert.display.html import plan_html, store_html
-from dask_convert.errors import TargetError
-from dask_convert.files.scratch import published, write_all
 from dask_convert.planning.sizes import bytes_text
 
 if TYPE_CHECKING:
@@ -76,22 +74,6 @@ def store_page(store: Store, found: StoreDescription) -> str:
         for section in _genes(store, matrix, None if matrix.name == "raw/X" else names)
     ]
     return _page(f"Store: {found.place}", store_html(store), sections)
-
-
-def write_page(path: Path, page: str) -> None:
-    """Write a page under its name when it is whole.
-
-    Raises
-    ------
-    TargetError
-        It cannot be written.
-    """
-    try:
-        with published(path) as file:
-            write_all(file, page.encode())
-    except OSError as error:
-        msg = f"{path}: the page cannot be written: {error.strerror}"
-        raise TargetError(msg) from error
 
 
 def _tasks(matrix: MatrixPlan) -> Section:

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from dask_convert.display.telling import tell
 from dask_convert.engine.tasks import CombineReport, SplitReport
 
 if TYPE_CHECKING:
@@ -85,11 +86,9 @@ class Lines:
             self._last = now
             stage = "read " if is_split else "wrote"
             seconds = now - self._started
-            print(
+            tell(
                 f"{seconds:7.1f} s  {stage} {matrix.source.name}: {tasks} of {total} parts, "
-                f"{moved / 1e6:,.0f} MB",
-                file=sys.stderr,
-                flush=True,
+                f"{moved / 1e6:,.0f} MB"
             )
 
     def stop(self, *, failed: bool) -> None:
@@ -114,15 +113,14 @@ class PartLines:
         now = time.monotonic()
         if not self._quiet and (done == total or now - self._last >= LINE_SECONDS):
             self._last = now
-            text = f"{now - self._started:7.1f} s  compared {name}: {done} of {total} parts"
-            print(text, file=sys.stderr, flush=True)
+            tell(f"{now - self._started:7.1f} s  compared {name}: {done} of {total} parts")
 
 
 def for_terminal(*, quiet: bool = False, plain: bool = False) -> Progress:
     """What suits the standard error stream: bars on a terminal, lines in a log or if `plain`."""
     if quiet:
         return Silent()
-    if plain or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if plain or sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         return Lines()
     from dask_convert.display.bars import Bars
 

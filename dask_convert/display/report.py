@@ -7,9 +7,8 @@ import platform
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -22,11 +21,11 @@ from dask_convert.display.board import STEPS, Run
 from dask_convert.display.board_feed import stage_of, started
 from dask_convert.display.charts import Bar, Line, Mark, lane_chart, line_chart
 from dask_convert.display.losses import Loss, NotingExecutor, losses_since
+from dask_convert.display.side_files import check_page, write_page
 from dask_convert.display.summary import of_plan, of_result, of_verification
 from dask_convert.engine.meters import Meters, tree_bytes
 from dask_convert.engine.tasks import is_reused
-from dask_convert.errors import TargetError, VerificationError
-from dask_convert.files.scratch import NO_SPACE, no_space, published, write_all
+from dask_convert.errors import VerificationError
 from dask_convert.planning.sizes import bytes_text, seconds_text
 
 if TYPE_CHECKING:
@@ -39,9 +38,6 @@ if TYPE_CHECKING:
 SAMPLE_SECONDS = 1.0
 LINES = 12
 """Workers whose memory is drawn, those that took most of it."""
-
-TRIED_BYTES = 2**18
-"""What is written, and removed again, to see whether a report can be: about the size of one."""
 
 _GIB = 2**30
 _PACKAGES = ("dask", "distributed", "h5py", "numpy", "numba", "zarr", "anndata")
@@ -142,13 +138,14 @@ class RunReport:
         Raises
         ------
         TargetError, DiskSpaceError
-            It can be told already that it cannot be written; before the block begins.
+            It can be told already that it cannot be written, or would replace what is no page of
+            ours; before the block begins.
         """
         if path is None:
             yield self
             return
         path = path.absolute()
-        _require_writable(path, *map(Path, self._where))
+        check_page(path, source=Path(self._where[0]), target=Path(self._where[1]))
         try:
             yield self
         except BaseException as error:
@@ -160,8 +157,7 @@ class RunReport:
         try:
             page = self._page(error)
             path.parent.mkdir(parents=True, exist_ok=True)  # a run that failed has removed its own
-            with published(path) as file:
-                write_all(file, page.encode())
+            write_page(path, page, source=Path(self._where[0]), target=Path(self._where[1]))
         except Exception as failure:  # noqa: BLE001  (whatever: a report is not worth a conversion)
             _log.warning("%s: the report cannot be written: %s", path, failure)
 
@@ -292,45 +288,6 @@ class RunReport:
         how = "left as told" if loss.expected else "lost"
         work = ", ".join(loss.work) or "nothing"
         return f"{loss.time - began:.1f} s", self._lane(loss), how, work
-
-
-def _require_writable(path: Path, source: Path, target: Path) -> None:
-    """Refuse a place where a report could not be written, or would spoil something."""
-    try:
-        problem = _problem(path, source, target)
-        if not problem and path.parent.is_dir():
-            _try_out(path)
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise no_space(path.parent) from error
-        problem = str(error.strerror)
-    if problem:
-        msg = f"{path}: the report cannot be written there: {problem}; choose another place"
-        raise TargetError(msg)
-
-
-def _problem(path: Path, source: Path, target: Path) -> str:
-    """Why a report may not be there, in words; empty if it may."""
-    if path.exists() and not path.is_file():
-        return "it is a directory" if path.is_dir() else "it is no regular file"
-    if path == source or (path.exists() and source.exists() and path.samefile(source)):
-        return "it is the source"
-    if path == target or target in path.parents:
-        return "it belongs to the target"
-    if not path.parent.is_dir() and path.parent not in target.parents:  # the run makes those
-        return f"there is no directory {path.parent}"
-    return ""
-
-
-def _try_out(path: Path) -> None:
-    """Write as much as a report may need beside its name, and remove it."""
-    attempt = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # as long as `published` has it
-    try:
-        with attempt.open("xb", buffering=0) as file:
-            write_all(file, bytes(TRIED_BYTES))
-    finally:
-        with suppress(OSError):
-            attempt.unlink()
 
 
 def _in_gib(series: tuple[list[float], list[float]]) -> tuple[list[float], list[float]]:

@@ -42,6 +42,9 @@ from dask_convert.files.failpoints import reach
 from dask_convert.page_cache import not_needed
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FEW_INODES = 1000
+"""So few that these may be what a file system lacks; what was removed since has freed some."""
+
 _CRC_DIGITS = 8
 _CRC_BYTES = 4
 _PIECE_BYTES = 2**22
@@ -142,8 +145,14 @@ def published(
 
 def no_space(directory: Path) -> DiskSpaceError:
     """The error to raise where a disk is full."""
-    free = shutil.disk_usage(directory).free
-    msg = f"no space left in {directory}: {free:,} bytes are free; give it more room"
+    free_bytes = shutil.disk_usage(directory).free
+    found = os.statvfs(directory)
+    lacking, free = "space", f"{free_bytes:,} bytes"
+    # Of a file system that is full of bytes, some make their number of inodes up.
+    if found.f_files and found.f_favail < FEW_INODES and free_bytes > _PIECE_BYTES:
+        lacking = "space" if found.f_favail else "inodes"
+        free += f" and {found.f_favail:,} inodes, one for each file or directory,"
+    msg = f"no {lacking} left in {directory}: {free} are free; give it more room"
     return DiskSpaceError(msg)
 
 

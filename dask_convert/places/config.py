@@ -56,6 +56,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="k
     def __post_init__(self) -> None:
         if self.memory is not None:
             parsed_bytes("memory", self.memory)
+        for name in self.__struct_fields__:
+            _refuse_nul(name, getattr(self, name))
 
 
 def configured(path: Path | None = None) -> dict[str, Any]:
@@ -117,6 +119,13 @@ def with_changes(settings: SlurmSettings, changes: Mapping[str, str]) -> SlurmSe
     return changed or settings
 
 
+def _refuse_nul(name: str, value: object) -> None:
+    texts = value if isinstance(value, list) else [value]
+    if any("\0" in text for text in texts if isinstance(text, str)):
+        msg = f"{name} has a NUL, which the system allows in no name"
+        raise ValueError(msg)
+
+
 @cache
 def _defaults() -> dict[str, Any]:
     """The package's own section, to be laid below all that dask knows.
@@ -132,8 +141,8 @@ def _defaults() -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        msg = f"{path}: cannot be read as YAML: {error}"
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        msg = f"{path}: cannot be read as YAML: {' '.join(str(error).split())}"
         raise PlanError(msg) from error
     if not isinstance(content, dict) or SECTION not in content:
         msg = f"{path}: has no section '{SECTION}'"

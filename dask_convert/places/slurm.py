@@ -7,7 +7,9 @@ adaptive one only those whose workers had once been there, and none of several w
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -149,16 +151,12 @@ def slurm_client(
     ClusterError
         SLURM or dask-jobqueue is not there, or SLURM does not take the jobs.
     """
-    try:
-        from dask_jobqueue import SLURMCluster
-    except ImportError as error:
-        msg = "SLURM needs the package dask-jobqueue: pip install 'dask_convert[slurm]'"
-        raise ClusterError(msg) from error
     from distributed import Client
 
+    cluster_class = _cluster_class()
     logs = Path(settings.log_directory) if settings.log_directory else room / "logs"
     with dask.config.set(SCHEDULER_SETTINGS):
-        cluster = SLURMCluster(
+        cluster = cluster_class(
             **_job_options(settings, room.name.lstrip("."), logs),
             security=security,
             protocol="tcp://" if security is None else "tls://",
@@ -170,6 +168,20 @@ def slurm_client(
             _require_slurm()
             jobs.submit()
             yield client, jobs
+
+
+def _cluster_class() -> Any:
+    """Dask-jobqueue's cluster, imported without what it does to Ctrl-C: end with code 0."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError as error:
+        msg = "SLURM needs the package dask-jobqueue: pip install 'dask_convert[slurm]'"
+        raise ClusterError(msg) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+    return SLURMCluster
 
 
 def worker_arguments(settings: SlurmSettings) -> list[str]:

@@ -111,7 +111,7 @@ def parsed_bytes(name: str, text: int | str) -> int:
     """
     try:
         size = int(parse_bytes(text))
-    except ValueError:
+    except (ValueError, OverflowError):  # 1e400 is infinite
         size = -1
     if size < 0:
         msg = f"{name} is {text!r}: a number of bytes, or one with a unit like '4GiB'"

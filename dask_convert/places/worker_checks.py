@@ -25,12 +25,13 @@ import numpy as np
 from distributed import WorkerPlugin
 
 from dask_convert import __version__
-from dask_convert.errors import DaskConvertError, SourceError, WorkerCheckError
+from dask_convert.errors import DaskConvertError, PlanError, SourceError, WorkerCheckError
 from dask_convert.files.hdf5 import member_dataset, reopen_source
 from dask_convert.places.probes import Question, meet
 from dask_convert.places.watching import REFUSALS
 from dask_convert.planning.layout import ArraySource, Trust
 from dask_convert.planning.plans import ConversionPlan
+from dask_convert.surroundings import require_fit, require_fit_zarr
 
 if TYPE_CHECKING:
     from distributed import Client, Worker
@@ -188,6 +189,11 @@ def check_worker(required: Requirements, share_bytes: int | None) -> None:
         Says what is missing.
     """
     _check_versions(required.versions)
+    try:
+        require_fit()
+        require_fit_zarr()
+    except PlanError as error:
+        raise WorkerCheckError(str(error)) from error
     if share_bytes is not None and share_bytes < required.worker_bytes:
         msg = (
             f"may use {share_bytes:,} bytes of memory per task, and the plan needs "

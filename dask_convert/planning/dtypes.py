@@ -121,7 +121,7 @@ def requested_dtype(name: str, data_dtype: np.dtype[np.generic]) -> np.dtype[np.
         return data_dtype
     try:
         dtype = np.dtype(name).newbyteorder("=")
-    except TypeError as error:
+    except (TypeError, ValueError, SyntaxError, OverflowError) as error:  # numpy parses, and counts
         msg = f"data_dtype is {name!r}: neither 'same', 'auto' nor the name of a data type"
         raise PlanError(msg) from error
     if type_code(dtype) not in SUPPORTED:

@@ -12,6 +12,7 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from dask_convert.errors import StoreError
+from dask_convert.surroundings import require_fit, require_fit_zarr
 
 Place = str | os.PathLike[str] | ZarrStore
 
@@ -31,7 +32,11 @@ def open_root(place: Place, storage_options: dict[str, Any] | None = None) -> za
     ------
     StoreError
         Nothing is there, it is no AnnData store, or the storage cannot be reached.
+    PlanError
+        zarr-python cannot work in this process.
     """
+    require_fit()
+    require_fit_zarr()
     try:
         store = _zarr_store(place, storage_options)
         root = zarr.open_group(store, mode="r")
@@ -50,16 +55,20 @@ def open_root(place: Place, storage_options: dict[str, Any] | None = None) -> za
     return root
 
 
+def local_path(place: str) -> Path | None:
+    """Where a path or a ``file://`` URL leads; None for other URLs."""
+    if "://" not in place:
+        return Path(place)
+    url = urlsplit(place)
+    return Path(unquote(url.path)) if url.scheme == "file" else None
+
+
 def _zarr_store(place: Place, storage_options: dict[str, Any] | None) -> ZarrStore:
     if isinstance(place, ZarrStore):
         return place
     text = os.fspath(place)
-    if "://" not in text:
-        return _local(Path(text), text)
-    url = urlsplit(text)
-    if url.scheme == "file":
-        return _local(Path(unquote(url.path)), text)
-    return _remote(text, storage_options or {})
+    path = local_path(text)
+    return _remote(text, storage_options or {}) if path is None else _local(path, text)
 
 
 def _local(path: Path, text: str) -> ZarrStore:

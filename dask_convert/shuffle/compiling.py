@@ -21,4 +21,7 @@ _F = TypeVar("_F", bound=Callable[..., object])
 
 def kernel(function: _F) -> _F:
     """Compile on first call; typed as the function it wraps, since numba has no types."""
-    return cast("_F", numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+    try:
+        return cast("_F", numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+    except RuntimeError:  # no directory to keep it in may be written to: every process compiles
+        return cast("_F", numba.njit(nogil=True, error_model="numpy")(function))
