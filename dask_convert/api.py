@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from dask_convert.conversion.names import check_names, is_text, require_text
 from dask_convert.conversion.source_plan import plan_conversion
-from dask_convert.conversion.workspace import check_names, is_text, require_text
 from dask_convert.display.board_feed import BoardFeed
 from dask_convert.display.facts import SQUARE_NOTE
 from dask_convert.display.logs import LogLines

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 import msgspec
 
-from dask_convert.conversion.workspace import is_text
+from dask_convert.conversion.names import is_text
 from dask_convert.errors import PlanError
 from dask_convert.places.dashboard_address import require_dashboard_address
 from dask_convert.places.local_cluster import runs_locally

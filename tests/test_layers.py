@@ -55,7 +55,7 @@ FLOORS = {
     "conversion": (
         "locks source_plan",
         "workspace",
-        "publishing",
+        "publishing names",
         "resuming",
         "matrix_run",
         "run exporting",
