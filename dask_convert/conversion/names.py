@@ -1,4 +1,4 @@
-"""Which paths source, target and scratch may have, which the system or others would refuse later."""
+"""Which paths source, target and scratch may have; others the system would refuse later."""
 
 from __future__ import annotations
 
