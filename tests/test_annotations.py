@@ -478,6 +478,18 @@ def test_values_that_point_nowhere_are_refused(
             copy_annotations(file, target, converted=(), slab_bytes=slab_bytes)
 
 
+def test_paths_that_would_be_too_long_are_refused(path: Path, tmp_path: Path) -> None:
+    """Of a deep element in a deep directory; before anything is written."""
+    name = "n" * 200
+    with h5py.File(path, "a") as file:
+        file[f"uns/{name}/{name}"] = 1
+    directory = tmp_path.joinpath(*[name] * ((3900 - len(str(tmp_path))) // 201))
+    target = zarr.open_group(directory, mode="w", zarr_format=3)
+    with h5py.File(path) as file, pytest.raises(AnnotationError, match="would be too long"):
+        copy_annotations(file, target, converted=())
+    assert not list(target)
+
+
 def test_text_that_is_not_utf8_is_refused(path: Path, tmp_path: Path) -> None:
     target = zarr.open_group(tmp_path / "target.zarr", mode="w", zarr_format=3)
     with h5py.File(path, "a") as file:

@@ -32,6 +32,7 @@ from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ShardingCodec
 from dask_convert import api
 from dask_convert.chunks import chunk_bytes, chunk_reader
 from dask_convert.cli import main
+from dask_convert.conversion import run
 from dask_convert.engine import stages
 from dask_convert.engine.graph import SynchronousExecutor
 from dask_convert.engine.results import VerificationResult
@@ -744,7 +745,11 @@ def test_a_wrong_store_is_never_published(
 def test_what_the_raw_reader_gets_wrong_is_found(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The conversion believes it; h5py, which reads a sample again, does not."""
+    """The conversion believes it; h5py, which reads a sample again, does not.
+
+    Were it wrong about the three chunks that are tried first, it would not be used.
+    """
+    monkeypatch.setattr(run, "raw_table", lambda dataset, _array: hdf5.chunk_table(dataset))
     original = hdf5._inflate
 
     def wrong(encoded: bytes, array: Any, itemsize: int, what: str) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import tempfile
 import unicodedata
 import warnings
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _SHARED = ("", "layers", "raw")
 _RESERVED_KEYS = {"", ".", "..", "zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 _HDF5_ATTRS = {"DIMENSION_LIST", "REFERENCE_LIST"}  # HDF5's own references between data sets
+
+_MAX_PATH_BYTES = 4096 - 128  # of Linux, less the names of chunks and of what they are before
 
 _CHUNK_BYTES = 4 * 2**20  # of an array of two or more axes
 CHUNK_ITEMS = {"numbers": 2**18, "text": 2**16, "records": 2**16}  # of an array of one axis
@@ -114,6 +117,21 @@ def check_collisions(paths: Iterable[str], target: zarr.Group) -> None:
             continue
         msg = f"{path}: the target's file system takes it for {other!r}; rename one of them"
         raise AnnotationError(msg)
+
+
+def check_lengths(paths: Iterable[str], target: zarr.Group) -> None:
+    """Refuse elements whose files would have longer paths than the system allows.
+
+    Raises
+    ------
+    AnnotationError
+        Names one.
+    """
+    root = len(os.fsencode(str(getattr(target.store, "root", ""))))
+    for path in paths:
+        if root + len(path.encode()) > _MAX_PATH_BYTES:
+            msg = f"{path}: its path in the target would be too long for the system; shorten either"
+            raise AnnotationError(msg)
 
 
 def _kept_apart(directory: Path, one: str, other: str) -> bool:

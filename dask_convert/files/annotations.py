@@ -24,6 +24,7 @@ from dask_convert.files.annotation_elements import (
     FIXED_BYTES,
     array_chunks,
     check_collisions,
+    check_lengths,
     hdf5_bytes,
     item_bytes,
     write_node,
@@ -68,6 +69,7 @@ def copy_annotations(
     with reading(source.filename):
         nodes = deque(planned_nodes(source, frozenset(converted)))
     check_collisions((node.path for node in nodes), target)
+    check_lengths((node.path for node in nodes), target)
     while nodes:  # An open data set keeps HDF5's chunk cache of up to 8 MiB: let go of it.
         write_node(target, nodes.popleft(), slab_bytes)
 
