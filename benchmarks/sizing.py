@@ -43,7 +43,7 @@ def plan_of(n_obs: int, n_vars: int, workers: int) -> ConversionPlan:
     source = MatrixSource("X", "X", n_obs, n_vars, nnz, data, indices, "<i8")
     settings = Settings(memory=PLENTY, workers=workers)
     rows = RowIndex(2 * ROW_NNZ, lambda: _row_ends(n_obs))
-    return conversion_plan([(source, rows)], settings, ANNOTATION_BYTES)
+    return conversion_plan([(source, rows)], settings, annotation_bytes=ANNOTATION_BYTES)
 
 
 def _row_ends(n_obs: int) -> Iterator[NDArray[np.int64]]:

@@ -53,7 +53,7 @@ def plan(source: Pathish, **options: Unpack[PlanOptions]) -> ConversionPlan:
     chosen = Options(**options, dashboard_address=None)  # nothing runs, so there is none to load
     with chosen.place() as found:
         planned = plan_conversion(Path(source), chosen.settings(found), chosen.matrices)
-        _warn_of_squares(planned)
+        _warn(planned)
         return planned
 
 
@@ -180,7 +180,7 @@ def convert(
         found = held.enter_context(chosen.place())
         _require_shared(source, found)
         planned = plan_conversion(source, chosen.settings(found), chosen.matrices)
-        _warn_of_squares(planned)
+        _warn(planned)
         record.result = _run(source, target, planned, found, chosen, record, held)
         return record.result
 
@@ -299,10 +299,12 @@ def clean(target: Pathish, *, scratch: Pathish | None = None) -> list[Path]:
     return cleared + clear_dead_rooms(beside)
 
 
-def _warn_of_squares(planned: ConversionPlan) -> None:
+def _warn(planned: ConversionPlan) -> None:
     for matrix in planned.matrices:
         if matrix.source.n_obs == matrix.source.n_vars:
             warnings.warn(f"{matrix.source.name}: {SQUARE_NOTE}", SourceWarning, stacklevel=3)
+    for line in planned.left_out:
+        warnings.warn(f"left out: {line}", SourceWarning, stacklevel=3)
 
 
 @explicit(VerifyOptions, dashboard_address=None)

@@ -96,6 +96,8 @@ class Command(click.Command):
         _collect_garbage_rarely()
         # What a batch system sends before it kills: end as on Ctrl-C, and clear up.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(signal.SIGHUP, signal.default_int_handler)
         warnings.simplefilter("ignore", SourceWarning)  # it is in what is printed
         log_file, verbose = (ctx.params.pop(name, None) for name in ("log_file", "verbose"))
         ctx.meta[_JSON] = ctx.params.get("as_json", False)
@@ -118,8 +120,9 @@ class Command(click.Command):
         """Run it with a log; what goes wrong is in it with its traceback."""
         from dask_convert.display.logs import LOGGER, logged
 
-        source, target = ctx.params.get("source"), ctx.params.get("target")
-        with logged(log_file, verbose=verbose, source=source, target=target):
+        work = {name: ctx.params.get(name) for name in ("source", "target")}
+        page = ctx.params.get("report") or ctx.params.get("html")
+        with logged(log_file, verbose=verbose, page=page, **work):
             LOGGER.info("dask_convert %s: %s", __version__, " ".join(sys.argv))
             try:
                 super().invoke(ctx)

@@ -236,9 +236,14 @@ def session(leader: int) -> list[psutil.Process]:
     return living
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM], ids=lambda n: n.name
+)
 def test_a_running_conversion_can_be_ended(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C, which all processes get, and SIGTERM: one line, code 130, no process."""
+    """Ctrl-C, of which all processes get a signal, a closed terminal, and SIGTERM.
+
+    One line, code 130, no process.
+    """
     source = tmp_path / "cells.h5ad"
     # Several row blocks, so that much is left to do when the first one is done.
     write_synthetic_h5ad(source, n_obs=60_000, n_vars=2_000, processes=1)

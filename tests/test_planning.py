@@ -279,7 +279,9 @@ def test_row_blocks_are_those_of_a_plain_loop(
 def test_several_matrices_share_the_budget() -> None:
     """They are converted one after the other, so the largest counts, and each has its own tasks."""
     sources = [matrix_source(1000, 50, 40_000, "<f8"), matrix_source(1000, 90, 70_000, "<f4")]
-    plan = conversion_plan([(s, even_rows(s)) for s in sources], Settings(memory=GIB), 2**20)
+    plan = conversion_plan(
+        [(s, even_rows(s)) for s in sources], Settings(memory=GIB), annotation_bytes=2**20
+    )
     assert_plan_sound(plan)
     assert [matrix.source for matrix in plan.matrices] == sources
     assert plan.task_bytes == max(max(m.split_bytes, m.combine_bytes) for m in plan.matrices)

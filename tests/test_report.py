@@ -220,6 +220,20 @@ def test_a_report_that_cannot_be_written_is_refused_before_any_work(
     assert _what_is_there(tmp_path) == before
 
 
+def test_a_run_that_is_refused_leaves_the_report_of_the_last_one(
+    source: Path, tmp_path: Path
+) -> None:
+    """Nothing has happened that would be worth more; where there is none, it tells why."""
+    target, page = tmp_path / "t.zarr", tmp_path / "run.html"
+    dask_convert.convert(source, target, workers=0, report=page)
+    before = page.read_bytes()
+    for report in (page, tmp_path / "other.html"):
+        with pytest.raises(TargetError, match="exists already"):
+            dask_convert.convert(source, target, workers=0, report=report)
+    assert page.read_bytes() == before
+    assert "exists already" in words(tmp_path / "other.html")
+
+
 def _what_is_there(directory: Path) -> dict[Path, tuple[int, int, int]]:
     """All below a directory, with what would change with its content."""
     found = {path: path.stat() for path in directory.rglob("*")}

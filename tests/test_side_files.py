@@ -157,6 +157,8 @@ def test_genes_are_not_written_into_their_store(target: Path) -> None:
     result = run("gene", target, "0", "--out", target / "gene.csv")
     assert (result.exit_code, len(result.stderr.splitlines())) == (4, 1)
     assert "it belongs to the target" in result.stderr
+    assert run("gene", f"file://{target}", "0", "--out", target / "gene.csv").exit_code == 4
+    assert run("plan", target.with_name("cells.h5ad"), "--html", target / "p.html").exit_code == 4
     assert content(target) == before
 
 
@@ -172,15 +174,17 @@ def logging_commands(source: Path, target: Path, log: Path) -> list[tuple[object
 
 @pytest.mark.parametrize("number", range(3), ids=["convert", "plan", "verify"])
 def test_a_log_is_appended_to_no_data(source: Path, target: Path, number: int) -> None:
-    """Neither source nor target, by whatever names, nor anything else that is no text."""
+    """Neither source nor target, by whatever names, nor anything else that is no log."""
     place = source.parent
     (place / "link.h5ad").symlink_to(source)
     (place / "hard.h5ad").hardlink_to(source)
     (place / "nul.txt").write_bytes(b"text, and then \0")
-    (place / "latin.txt").write_bytes("größe".encode("latin-1"))
-    (place / "cut.txt").write_bytes(b"x" * 100 + "ß".encode()[:1])
+    (place / "genes.csv").write_text("cell,Gad1\n")
     names = dict.fromkeys(("cells.h5ad", "link.h5ad", "hard.h5ad"), "it is the source")
-    names |= dict.fromkeys(("nul.txt", "latin.txt", "cut.txt"), "is no text file")
+    names |= dict.fromkeys(("nul.txt", "genes.csv"), "exists already and is no log")
+    if number != 2:
+        names |= {"genes.zarr/zarr.json": "it would be a part of the store"}
+        names |= {"genes.zarr/X/new.log": f"it would be a part of the store {target / 'X'}"}
     if number == 0:
         names |= {"other.zarr": "it belongs to the target", "other.zarr/log": "it belongs to"}
     if number == 2:
@@ -193,14 +197,28 @@ def test_a_log_is_appended_to_no_data(source: Path, target: Path, number: int) -
         assert content(place) == before
 
 
-@pytest.mark.parametrize("text", ["", "before\n", "x" * 4095 + "ß\n"], ids=["none", "text", "cut"])
-def test_a_log_is_appended_to_text(source: Path, text: str) -> None:
-    """Also where the piece that is looked at ends within a letter."""
+def test_a_log_is_appended_to_logs(source: Path) -> None:
+    """To one of ours, to one of others that has times, to an empty file."""
     log = source.with_name("run.log")
-    log.write_text(text)
-    assert run("plan", source, "--log-file", log).exit_code == 0
-    assert log.read_text().startswith(text)
-    assert "INFO" in log.read_text()[len(text) :]
+    for text in ("", "2026-01-31 12:00:00 begin\n"):
+        log.write_text(text)
+        for count in (1, 2):
+            assert run("plan", source, "--log-file", log).exit_code == 0
+            assert log.read_text().startswith(text)
+            assert log.read_text().count(" done\n") == count
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_log_and_a_page_are_two_files(source: Path, there: bool) -> None:
+    """One would replace the other."""
+    page = source.with_name("page.html")
+    if there:
+        assert run("plan", source, "--html", page).exit_code == 0
+    before = content(source.parent)
+    result = run("plan", source, "--html", page, "--log-file", page)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (4, 1)
+    assert "cannot be the log and the page at once" in result.stderr
+    assert content(source.parent) == before
 
 
 def test_a_log_without_room_is_refused_at_its_first_line(source: Path) -> None:

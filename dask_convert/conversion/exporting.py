@@ -140,10 +140,10 @@ def _check_space(
     store, file = room / "store.zarr", room / "file.h5ad"
     there_bytes = file.stat().st_size if file.exists() else 0
     if is_finished:
-        check_free(room, plan.target_bytes - there_bytes)
+        check_free(room.parent, plan.target_bytes - there_bytes)
         return
     there_bytes += tree_bytes(store) + tree_bytes(Workspace(store, scratch_parent).directory)
-    check_free(room, 2 * plan.target_bytes - there_bytes)
+    check_free(room.parent, 2 * plan.target_bytes - there_bytes)
 
 
 def _wanted(source: Path, room: Path, plan: ConversionPlan, scratch_parent: Path) -> RunState:

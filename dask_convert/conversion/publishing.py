@@ -53,7 +53,10 @@ def check_name(target: Path, is_ours: Callable[[Path], bool], *, overwrite: bool
     if not overwrite:
         msg = f"{target} exists already: choose another name, or replace it by --overwrite"
         raise TargetError(msg)
-    if target.is_symlink() or not is_ours(target):
+    if target.is_symlink():
+        msg = f"{target} is a link, which is not replaced: give the name that it leads to"
+        raise TargetError(msg)
+    if not is_ours(target):
         msg = f"{target} was not made by dask_convert, so it is not replaced: remove it yourself"
         raise TargetError(msg)
 
@@ -102,9 +105,10 @@ def check_space(plan: ConversionPlan, scratch: Path, store: Path) -> None:
     """
     scratch_bytes = max(plan.scratch_bytes - tree_bytes(scratch), 0)
     target_bytes = max(plan.target_bytes - tree_bytes(store), 0)
-    needs = [(scratch, scratch_bytes), (store, target_bytes)]
+    beside, around = store.parent.parent.parent, scratch.parent.parent  # as people know them
+    needs = [(around, scratch_bytes), (beside, target_bytes)]
     if scratch.stat().st_dev == store.stat().st_dev:
-        needs = [(store, scratch_bytes + target_bytes)]
+        needs = [(beside, scratch_bytes + target_bytes)]
     for directory, needed in needs:
         check_free(directory, needed)
 

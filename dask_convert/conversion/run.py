@@ -45,7 +45,7 @@ from dask_convert.engine.meters import PeakMemory
 from dask_convert.engine.results import ConversionResult, MatrixResult, VerificationResult
 from dask_convert.engine.tasks import Job
 from dask_convert.errors import DaskConvertError, SourceError, TargetError
-from dask_convert.files.annotations import copy_annotations, copy_beside
+from dask_convert.files.annotations import copy_annotations, copy_attributes
 from dask_convert.files.failpoints import reach
 from dask_convert.files.fingerprints import changed_file
 from dask_convert.files.h5ad import row_end_slabs
@@ -267,7 +267,7 @@ class _Run:
             data_dtype = np.dtype(result.data_dtype)
             indptr = indptr.astype(indptr_dtype(self._plan.settings.profile, result.nnz))
             describe_matrix(root, matrix.source, matrix.target, data_dtype, indptr)
-        self._copy_from_source(copy_beside, root)
+        self._copy_from_source(copy_attributes, root)
         reach("target: described")
         finalise(root, __version__)
         reach("target: finalised")

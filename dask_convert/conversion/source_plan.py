@@ -11,8 +11,7 @@ from pathlib import Path
 import h5py
 
 from dask_convert.errors import PlanError, SourceError
-from dask_convert.files.admission import admit
-from dask_convert.files.annotations import annotation_bytes
+from dask_convert.files.annotations import annotation_needs
 from dask_convert.files.h5ad import copied_matrices, csr_matrices, row_index
 from dask_convert.files.hdf5 import open_source
 from dask_convert.planning.layout import MatrixSource
@@ -44,19 +43,16 @@ def plan_conversion(
     with open_source(source, settings.trust) as file:
         chosen = _chosen(file, matrices)
         names = [matrix.name for matrix in chosen]
+        indexed = [(matrix, row_index(file, matrix)) for matrix in chosen]
+        needs = annotation_needs(file, names)
         return conversion_plan(
-            [(matrix, row_index(file, matrix)) for matrix in chosen],
+            indexed,
             settings,
-            annotation_bytes(file, names),
-            copied_matrices(file, names),
-            _source_bytes(source, file, settings),
+            annotation_bytes=needs.memory_bytes,
+            copied_bytes=needs.disk_bytes,
+            copied=copied_matrices(file, names),
+            left_out=needs.left_out,
         )
-
-
-def _source_bytes(source: Path, file: h5py.File, settings: Settings) -> int:
-    """Size of a file, and of all others that it may read."""
-    others = admit(file, settings.trust) if settings.trust.allow_external else ()
-    return sum(path.stat().st_size for path in (source, *map(Path, others)))
 
 
 def _chosen(file: h5py.File, names: Iterable[str] | None) -> list[MatrixSource]:

@@ -39,6 +39,8 @@ from dask_convert.files.scratch import load_struct, save_struct
 from dask_convert.planning.plans import ConversionPlan, Settings
 
 STATE_FORMAT = 1
+SHOWN_DIFFERENCES = 6
+
 _TOKEN = re.compile(r"[0-9a-f]{8}")
 _ATTEMPT = re.compile(r"\..+\.[0-9a-f]{32}")
 
@@ -216,7 +218,10 @@ def check_ours(scratch: Path) -> None:
 
 
 def differences(kept: RunState, wanted: RunState) -> list[str]:
-    """Where two runs differ, but for memory and workers, which say how and not what."""
+    """Where two runs differ, but for memory and workers, which say how and not what.
+
+    What is said of the whole comes before what is said of parts, of which there may be many.
+    """
     before, now = (
         dict(_flat(msgspec.structs.replace(state, outcome=None))) for state in (kept, wanted)
     )
@@ -224,11 +229,15 @@ def differences(kept: RunState, wanted: RunState) -> list[str]:
         *("token", "outcome"),
         *("settings.memory", "settings.workers", "settings.worker_memory"),
     }
-    return [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in sorted({**before, **now})
+    changed = [
+        name
+        for name in sorted({**before, **now}, key=lambda name: (name.count("."), name))
         if name not in free and before.get(name) != now.get(name)
     ]
+    shown = changed[:SHOWN_DIFFERENCES]
+    lines = [f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in shown]
+    more = len(changed) - len(shown)
+    return [*lines, f"{more} more differ"] if more else lines
 
 
 def has_finished_work(space: Workspace, token: str) -> bool:

@@ -57,6 +57,7 @@ def plan_facts(plan: ConversionPlan, times: str = "x") -> list[Fact]:
     return [
         *facts,
         *(Fact(name, f"{_FORMS[form]}: will be copied") for name, form in plan.copied.items()),
+        *_left_out(plan),
         Fact(
             "memory",
             f"{bytes_text(plan.projected_bytes)} projected of {bytes_text(settings.memory)} with "
@@ -73,6 +74,7 @@ def result_facts(result: ConversionResult, times: str = "x") -> list[Fact]:
     if not facts:
         facts = [Fact("matrices", "no CSR matrix: everything was copied as it is")]
     facts += [Fact(name, f"{_FORMS[form]}: copied") for name, form in result.plan.copied.items()]
+    facts += _left_out(result.plan)
     if result.verification is not None:
         facts += verification_facts(result.verification)
     rate = result.nnz / result.seconds / 1e6 if result.seconds else 0.0
@@ -97,6 +99,10 @@ def verification_facts(result: VerificationResult) -> list[Fact]:
         *(Fact(matrix.name, _compared(matrix)) for matrix in result.matrices),
         Fact("verified", f"{found}, in {result.seconds:.1f} s"),
     ]
+
+
+def _left_out(plan: ConversionPlan) -> list[Fact]:
+    return [Fact("left out", line) for line in plan.left_out]
 
 
 def _compared(matrix: VerifiedMatrix) -> str:

@@ -67,6 +67,7 @@ def logged(
     verbose: bool,
     source: Path | None = None,
     target: Path | None = None,
+    page: Path | None = None,
 ) -> Iterator[None]:
     """Log to a file, to the standard error stream, or to neither, while the block runs.
 
@@ -78,17 +79,17 @@ def logged(
         Python's own among them. Every line is written at once.
     verbose
         Say what happens on the standard error stream.
-    source, target
-        Of the work that is logged; neither may be written to.
+    source, target, page
+        Of the work that is logged; none of them may be written to.
 
     Raises
     ------
     TargetError
-        The file cannot be written, or is no text that lines may be appended to. That it cannot be
+        The file cannot be written, or holds something else than a log. That it cannot be
         written any more costs one line on the standard error stream.
     """
     if path is not None:
-        check_log(path, source=source, target=target)
+        check_log(path, source=source, target=target, page=page)
     with ExitStack() as stack:
         if path is not None or verbose:
             stack.callback(LOGGER.setLevel, LOGGER.level)

@@ -149,7 +149,9 @@ class RunReport:
         try:
             yield self
         except BaseException as error:
-            self._write(path, error)
+            # What was refused at first has no report, if it would take the place of one.
+            if self._run is not None or not path.exists():
+                self._write(path, error)
             raise
         self._write(path, None)
 

@@ -6,8 +6,8 @@ page of ours may be replaced, and nothing else. Source and target are never writ
 
 from __future__ import annotations
 
-import codecs
 import os
+import re
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +19,7 @@ MARK = b'<meta name="generator" content="dask-convert">'
 """By this a page of ours is known; `templates` have it among their first lines."""
 
 _HEAD_BYTES = 512
-_TEXT_BYTES = 4096
+_LOGGED = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 
 TRIED_BYTES = 2**18
 """What is written, and removed again, to see whether a page can be: about the size of a report."""
@@ -76,7 +76,13 @@ def write_page(
         raise _unwritable(path, _words(error)) from error
 
 
-def check_log(path: Path, *, source: Path | None = None, target: Path | None = None) -> None:
+def check_log(
+    path: Path,
+    *,
+    source: Path | None = None,
+    target: Path | None = None,
+    page: Path | None = None,
+) -> None:
     """Refuse a file that lines of a log may not be appended to.
 
     Parameters
@@ -85,20 +91,25 @@ def check_log(path: Path, *, source: Path | None = None, target: Path | None = N
         The log.
     source, target
         See `check_page`.
+    page
+        What is written by the same command.
 
     Raises
     ------
     TargetError
-        It is the source, belongs to the target, or holds what is no text.
+        It is the source, the page, or a part of a store, or holds something else than a log.
     """
     require_apart(path, source=source, target=target)
+    if page is not None and _is_same(path, page):
+        msg = f"{path} cannot be the log and the page at once; name another file"
+        raise TargetError(msg)
     try:
-        is_text = not path.is_file() or _is_text(path)
+        may_grow = not path.is_file() or _is_log(path)
     except OSError as error:
         msg = f"{path}: the log cannot be written: {_words(error)}"
         raise TargetError(msg) from error
-    if not is_text:
-        msg = f"{path} is no text file, so no log is appended to it; name another file"
+    if not may_grow:
+        msg = f"{path} exists already and is no log, so none is appended to it; name another file"
         raise TargetError(msg)
 
 
@@ -125,7 +136,19 @@ def _spoilt(path: Path, source: Path | None, target: Path | None) -> str:
         return "it is the source"
     if target is not None and _lies_in(path, target):
         return "it belongs to the target"
+    if store := _store_around(path):
+        return f"it would be a part of the store {store}"
     return ""
+
+
+def _store_around(path: Path) -> Path | None:
+    """The zarr store or group that a path lies in."""
+    groups = (
+        directory
+        for directory in _real(path).parents
+        if any((directory / name).exists() for name in ("zarr.json", ".zgroup", ".zarray"))
+    )
+    return next(groups, None)
 
 
 def _place(path: Path, source: Path | None, target: Path | None) -> Path:
@@ -171,15 +194,11 @@ def _is_ours(path: Path) -> bool:
     return head.startswith(b"<!DOCTYPE html>") and MARK in head
 
 
-def _is_text(path: Path) -> bool:
+def _is_log(path: Path) -> bool:
+    """Whether a file is empty, or begins with the time of an event as our logs do."""
     with path.open("rb") as file:
-        head = file.read(_TEXT_BYTES)
-    try:
-        # The last letter may be cut off.
-        codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < _TEXT_BYTES)
-    except UnicodeDecodeError:
-        return False
-    return b"\0" not in head
+        head = file.read(_HEAD_BYTES)
+    return not head or _LOGGED.match(head) is not None
 
 
 def _real(path: Path) -> Path:

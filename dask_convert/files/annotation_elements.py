@@ -23,6 +23,7 @@ import numpy as np
 from dask_convert.errors import AnnotationError
 from dask_convert.files.annotation_checks import ValueCheck
 from dask_convert.files.chunk_guard import ChunkGuard
+from dask_convert.files.filters import pipeline
 from dask_convert.files.hdf5_errors import reading
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ CHUNK_ITEMS = {"numbers": 2**18, "text": 2**16, "records": 2**16}  # of an array
 _NUMBER_COPIES = 4  # a slab as read, its chunks, encoded, and with their checksum
 _TEXT_BYTES, _TEXT_COPIES = 256, 5  # of one string: bytes, str, and UTF-8 objects and pointers
 _SAMPLE_ITEMS = 1024
+_NODE_BYTES = 2**13  # metadata, twice with the consolidated, and what a file system rounds up
 _CACHE_BYTES = 8 * 2**20  # of HDF5 2 for one data set, unless the file was opened otherwise
 FIXED_BYTES = 26 * 2**20  # the plan, HDF5's metadata cache, what the allocator keeps per thread
 
@@ -159,13 +161,19 @@ def encoding_of(item: Any, path: str) -> tuple[str, str]:
 
 def attrs_of(item: Any, path: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """An element's attributes as JSON can hold them."""
-    keys = [key for key in item.attrs if key not in _HDF5_ATTRS and key not in without]
-    found = {}
-    for key in keys:
-        where = f"{path}, attribute {key!r}"
-        with reading(where):
-            found[key] = plain(item.attrs[key], where)
-    return found
+    return {key: attr_of(item, path, key) for key in attr_keys(item, without)}
+
+
+def attr_keys(item: Any, without: tuple[str, ...] = ()) -> list[str]:
+    """Names of an element's attributes, but for some and those of HDF5's own."""
+    return [key for key in item.attrs if key not in _HDF5_ATTRS and key not in without]
+
+
+def attr_of(item: Any, path: str, key: str) -> Any:
+    """One attribute of an element, as JSON can hold it."""
+    where = f"{path}, attribute {key!r}"
+    with reading(where):
+        return plain(item.attrs[key], where)
 
 
 def plain(value: Any, where: str) -> Any:
@@ -175,7 +183,7 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, h5py.Empty):
         return None
     if isinstance(value, bytes):
-        return value.decode()
+        return _decoded(value, where)
     if isinstance(value, list):
         return [plain(item, where) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -185,6 +193,14 @@ def plain(value: Any, where: str) -> Any:
         msg = f"{where}: a value of type {type(value).__name__} cannot be stored in zarr"
         raise AnnotationError(msg)
     return value
+
+
+def _decoded(value: bytes, where: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        msg = f"{where}: {value!r} is no UTF-8; write it as such"
+        raise AnnotationError(msg) from error
 
 
 def unknown(path: str, item: Any) -> str:
@@ -226,9 +242,7 @@ def write_node(target: zarr.Group, node: Node, slab_bytes: int) -> None:
         dtype = _target_dtype(node, slices, guard)
         array = _create(target, node, dtype, chunks)
         seen = None
-        for selection in slices:
-            guard.check(selection[0].stop if selection else None)
-            values = _values(node, selection)
+        for selection, values in _slabs(node, slices, guard):
             seen = _checked(node, values, seen)
             array[selection or ...] = (
                 _as_stored(values, dtype) if node.kind == "records" else values
@@ -236,6 +250,36 @@ def write_node(target: zarr.Group, node: Node, slab_bytes: int) -> None:
     except (TypeError, ValueError) as error:
         msg = f"{node.path}: cannot be copied to zarr as {node.attrs}: {error}"
         raise AnnotationError(msg) from error
+
+
+def _slabs(
+    node: Node, slices: list[tuple[slice, ...]], guard: ChunkGuard
+) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
+    """Read a node slab by slab; where the source's chunks are larger, each of these once."""
+    if not _has_large_chunks(node):
+        for selection in slices:
+            guard.check(selection[0].stop if selection else None)
+            yield selection, _values(node, selection)
+        return
+    step = slices[0][0].stop if slices else 1
+    for first in range(0, node.shape[0], node.dataset.chunks[0]):
+        stop = min(first + node.dataset.chunks[0], node.shape[0])
+        guard.check(stop)
+        chunk = _values(node, (slice(first, stop),))
+        for start in range(0, chunk.size, step):
+            part = chunk[start : start + step]
+            yield (slice(first + start, first + start + part.size),), part
+
+
+def _has_large_chunks(node: Node) -> bool:
+    """Whether HDF5 would inflate a chunk again for each slab, since its cache does not hold it."""
+    if node.kind != "numbers" or len(node.shape) != 1 or not node.dataset.chunks:
+        return False
+    return _chunk_bytes(node) > _CACHE_BYTES
+
+
+def _chunk_bytes(node: Node) -> int:
+    return int(math.prod(node.dataset.chunks)) * int(node.dataset.dtype.itemsize)
 
 
 def _values(node: Node, selection: tuple[slice, ...]) -> NDArray[Any]:
@@ -358,8 +402,26 @@ def hdf5_bytes(node: Node) -> int:
     """Project what HDF5 holds of an open data set: its chunk cache, and a chunk being inflated."""
     if not node.dataset.chunks:
         return 0
-    chunk = math.prod(node.dataset.chunks) * node.dataset.dtype.itemsize
-    return 2 * int(chunk) + min(_CACHE_BYTES, math.prod(node.shape) * node.dtype.itemsize)
+    copies = 3 if _has_large_chunks(node) else 2
+    cache_bytes = min(_CACHE_BYTES, math.prod(node.shape) * node.dtype.itemsize)
+    return copies * _chunk_bytes(node) + cache_bytes
+
+
+def disk_bytes(node: Node) -> int:
+    """Project what a node takes in the target at most, with the metadata around it.
+
+    Compressed numbers may take twice as much as in the source, which may have shuffled them.
+    """
+    if node.dataset is None or node.kind == "null":
+        return _NODE_BYTES
+    count = math.prod(node.shape)
+    if node.kind == "text":
+        return _NODE_BYTES + count * (4 + _longest(node.dataset, node.field))
+    texts = _variable_fields(node.dtype) if node.kind == "records" else []
+    raw = count * (node.dtype.itemsize + 4 * sum(_longest(node.dataset, name) for name in texts))
+    if node.kind == "numbers" and node.field is None and pipeline(node.dataset):
+        raw = min(raw, 2 * int(node.dataset.id.get_storage_size()))
+    return _NODE_BYTES + raw
 
 
 def item_bytes(node: Node) -> int:

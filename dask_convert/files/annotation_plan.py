@@ -15,11 +15,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dask_convert.errors import AnnotationError
+from dask_convert.errors import AnnotationError, SourceError
 from dask_convert.files.annotation_checks import Structure, codes_check, value_check
 from dask_convert.files.annotation_elements import (
     Kind,
     Node,
+    attr_keys,
+    attr_of,
     attrs_of,
     child_path,
     encoding_attrs,
@@ -67,24 +69,50 @@ def planned_nodes(source: h5py.File, converted: frozenset[str]) -> Iterator[Node
     structure.check()
 
 
-def nodes_beside(source: h5py.File, converted: frozenset[str]) -> Iterator[Node]:
-    """Yield other attributes and members of the groups of converted matrices.
+def nodes_beside(
+    source: h5py.File, converted: frozenset[str]
+) -> tuple[list[Node], tuple[str, ...]]:
+    """Other attributes and members of the groups of converted matrices.
 
-    Raises
-    ------
-    AnnotationError
-        One of them cannot be copied.
+    AnnData reads none of them. So one that cannot be copied is left out, and that is told.
+
+    Returns
+    -------
+        The nodes, and a line for each that is left out.
     """
+    nodes: list[Node] = []
+    left_out: list[str] = []
     for path in sorted(converted):
         group = source["raw.X" if path == "raw/X" and "raw.X" in source else path]
-        attrs = {path: attrs_of(group, path, _MATRIX_ATTRS)}
-        for key, item in members(group, path):
-            where = child_path(path, key)
+        _note_attrs(group, path, _MATRIX_ATTRS, nodes, left_out)
+        for key in group:
             if key in _MATRIX_MEMBERS:
-                attrs[where] = attrs_of(item, where)
+                _note_attrs(group[key], f"{path}/{key}", (), nodes, left_out)
+                continue
+            try:
+                where = child_path(path, key)
+                with reading(where):
+                    item = group[key]
+                found = [*_nodes(item, where, frozenset(), (group,))]
+            except SourceError as error:
+                left_out.append(str(error))
             else:
-                yield from _nodes(item, where, frozenset())
-        yield from (Node(where, "attrs", own) for where, own in attrs.items() if own)
+                nodes += (replace(node, check=None) for node in found)
+    return nodes, tuple(left_out)
+
+
+def _note_attrs(
+    item: Any, path: str, without: tuple[str, ...], nodes: list[Node], left_out: list[str]
+) -> None:
+    """Note the attributes of one group or array, each that can be copied."""
+    found = {}
+    for key in attr_keys(item, without):
+        try:
+            found[key] = attr_of(item, path, key)
+        except SourceError as error:
+            left_out.append(str(error))
+    if found:
+        nodes.append(Node(path, "attrs", found))
 
 
 def _plan(source: h5py.File, converted: frozenset[str]) -> Iterator[Node]:
@@ -187,6 +215,8 @@ def _mapping(item: Any, path: str, skipped: frozenset[str]) -> Iterator[Node]:
         yield from _nodes(item, path, skipped)
         return
     yield Node(path, "group", encoding_attrs("dict", "0.1.0"))
+    if item is not None and encoding_of(item, path) == ("null", "0.1.0"):
+        return
     if item is not None and not item.dtype.names:
         raise AnnotationError(unknown(path, item))
     for name in item.dtype.names if item is not None else ():

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import h5py
 
@@ -25,6 +25,7 @@ from dask_convert.files.annotation_elements import (
     array_chunks,
     check_collisions,
     check_lengths,
+    disk_bytes,
     hdf5_bytes,
     item_bytes,
     write_node,
@@ -66,49 +67,71 @@ def copy_annotations(
         If an element cannot be copied faithfully; before anything is written wherever the
         source's metadata tell.
     """
+    chosen = frozenset(converted)
     with reading(source.filename):
-        nodes = deque(planned_nodes(source, frozenset(converted)))
+        nodes = deque(planned_nodes(source, chosen))
+        nodes += (node for node in nodes_beside(source, chosen)[0] if node.kind != "attrs")
     check_collisions((node.path for node in nodes), target)
     check_lengths((node.path for node in nodes), target)
     while nodes:  # An open data set keeps HDF5's chunk cache of up to 8 MiB: let go of it.
         write_node(target, nodes.popleft(), slab_bytes)
 
 
-def annotation_bytes(
-    source: h5py.File, converted: Collection[str], *, slab_bytes: int = 32 * 2**20
-) -> int:
-    """Project the peak memory of `copy_annotations` above that of a process at rest.
-
-    One slab is in memory at a time, so the largest counts, but one of each kind, as what Python's
-    allocator holds for strings is of no use for arrays.
-    """
-    largest = dict.fromkeys(CHUNK_ITEMS, 0)
-    with reading(source.filename):
-        chosen = frozenset(converted)
-        for node in itertools.chain(planned_nodes(source, chosen), nodes_beside(source, chosen)):
-            if node.kind in largest:
-                chunk = math.prod(array_chunks(node, slab_bytes)) * item_bytes(node)
-                largest[node.kind] = max(largest[node.kind], chunk + hdf5_bytes(node))
-    return sum(largest.values()) + FIXED_BYTES
-
-
-def copy_beside(
-    source: h5py.File,
-    target: zarr.Group,
-    *,
-    converted: Collection[str],
-    slab_bytes: int = 32 * 2**20,
-) -> None:
-    """Copy what the groups of converted matrices hold besides the matrices: AnnData ignores it.
+def copy_attributes(source: h5py.File, target: zarr.Group, *, converted: Collection[str]) -> None:
+    """Copy attributes of converted matrices that are not AnnData's.
 
     Parameters
     ----------
-    source, converted, slab_bytes
+    source, converted
         See `copy_annotations`.
     target
         Has the converted matrices with their metadata.
     """
     with reading(source.filename):
-        nodes = deque(nodes_beside(source, frozenset(converted)))
-    while nodes:
-        write_node(target, nodes.popleft(), slab_bytes)
+        nodes, _ = nodes_beside(source, frozenset(converted))
+    for node in nodes:
+        if node.kind == "attrs":
+            write_node(target, node, 0)
+
+
+class Needs(NamedTuple):
+    """What copying annotations takes.
+
+    Attributes
+    ----------
+    memory_bytes
+        At its peak, above that of a process at rest.
+    disk_bytes
+        In the target, at most.
+    left_out
+        A line for each attribute and element that AnnData does not know and zarr cannot hold.
+    """
+
+    memory_bytes: int
+    disk_bytes: int
+    left_out: tuple[str, ...]
+
+
+def annotation_needs(
+    source: h5py.File, converted: Collection[str], *, slab_bytes: int = 32 * 2**20
+) -> Needs:
+    """Project what `copy_annotations` takes.
+
+    One slab is in memory at a time, so the largest counts, but one of each kind, as what Python's
+    allocator holds for strings is of no use for arrays.
+
+    Raises
+    ------
+    AnnotationError
+        See `copy_annotations`.
+    """
+    chosen = frozenset(converted)
+    largest, on_disk = dict.fromkeys(CHUNK_ITEMS, 0), 0
+    with reading(source.filename):
+        beside, left_out = nodes_beside(source, chosen)
+        for node in itertools.chain(planned_nodes(source, chosen), beside):
+            on_disk += disk_bytes(node)
+            if node.kind in largest:
+                chunk = math.prod(array_chunks(node, slab_bytes)) * item_bytes(node)
+                largest[node.kind] = max(largest[node.kind], chunk + hdf5_bytes(node))
+    return Needs(sum(largest.values()) + FIXED_BYTES, on_disk, left_out)

@@ -57,9 +57,11 @@ MAX_SHARD_NNZ = 2**24
 def conversion_plan(
     matrices: Iterable[tuple[MatrixSource, RowIndex]],
     settings: Settings,
+    *,
     annotation_bytes: int = 0,
+    copied_bytes: int = 0,
     copied: Mapping[str, str] = MappingProxyType({}),
-    source_bytes: int = 0,
+    left_out: tuple[str, ...] = (),
 ) -> ConversionPlan:
     """Plan the conversion of some matrices within a memory budget.
 
@@ -71,10 +73,8 @@ def conversion_plan(
         The user's choices.
     annotation_bytes
         Projected memory for the rest of the file.
-    copied
+    copied_bytes, copied, left_out
         See `ConversionPlan`.
-    source_bytes
-        Size of the source, with all files that it reads.
 
     Raises
     ------
@@ -102,14 +102,8 @@ def conversion_plan(
     if settings.worker_memory is not None:
         budget = min(budget, settings.worker_memory - memory.WORKER_BYTES)
     planned = tuple(_matrix_plan(source, rows, settings, budget) for source, rows in matrices)
-    converted_bytes = sum(source.stored_bytes for source, _ in matrices)
     return ConversionPlan(
-        settings,
-        planned,
-        dict(copied),
-        annotation_bytes,
-        max(source_bytes - converted_bytes, 0),
-        least,
+        settings, planned, dict(copied), left_out, annotation_bytes, copied_bytes, least
     )
 
 

@@ -157,10 +157,12 @@ class ConversionPlan(msgspec.Struct, frozen=True):
     copied
         The other matrices with one row per obs, which are copied: by name ``csr`` (not chosen),
         ``csc`` or ``dense``.
+    left_out
+        A line for each attribute and element that AnnData does not know and zarr cannot hold.
     annotation_bytes
         Projected memory for copying everything else.
     copied_bytes
-        What everything else takes in the target at most: what the source takes for it.
+        What everything else takes in the target at most.
     least_memory_bytes
         The smallest budget that could be planned for.
     """
@@ -168,6 +170,7 @@ class ConversionPlan(msgspec.Struct, frozen=True):
     settings: Settings
     matrices: tuple[MatrixPlan, ...]
     copied: dict[str, str]
+    left_out: tuple[str, ...]
     annotation_bytes: int
     copied_bytes: int
     least_memory_bytes: int

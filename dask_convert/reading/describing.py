@@ -251,7 +251,8 @@ def _lines(matrix: MatrixDescription) -> list[str]:
     size = "unknown size"
     if data.stored_bytes is not None and indices.stored_bytes is not None:
         stored = data.stored_bytes + indices.stored_bytes
-        size = f"{bytes_text(stored)}, {stored / max(matrix.nnz, 1):.2f} bytes per entry"
+        each = f", {stored / matrix.nnz:.2f} bytes per entry" if matrix.nnz else ""
+        size = f"{bytes_text(stored)}{each}"
     density = matrix.nnz / max(matrix.n_obs * matrix.n_vars, 1)
     fetched = "" if gene.mean_bytes is None else f", {bytes_text(gene.mean_bytes)} fetched"
     timed = "" if gene.median_ms is None else f", {gene.median_ms:.1f} ms here and now"
