@@ -83,7 +83,7 @@ class Structure:
         self._check_length(f"{path}/indptr", (n_major + 1,), what)
 
     def _check_frame(self, path: str, attrs: dict[str, Any]) -> None:
-        index = attrs.get("_index")
+        index = attrs.get("_index", "_index")
         rows = self._member(path, index)
         columns = attrs.get("column-order") or ()
         for column in [columns] if isinstance(columns, str) else columns:
@@ -132,7 +132,7 @@ class Structure:
         if encoding == "awkward-array":
             return None if attrs.get("length") is None else (int(attrs["length"]),)
         if encoding == "dataframe":
-            rows = self._shape(f"{path}/{attrs.get('_index')}")
+            rows = self._shape(f"{path}/{attrs.get('_index', '_index')}")
             return rows and rows[:1]
         if encoding in _VALUES or encoding.startswith("nullable-"):
             return self._shape(f"{path}/{_VALUES.get(encoding, 'values')}")

@@ -22,8 +22,8 @@ from dask_convert.files.hdf5_lock import read_chunk
 from dask_convert.planning.layout import ArraySource
 from dask_convert.planning.records import native_dtype
 
-CONTIGUOUS_ELEMENTS = 2**12
-"""Of a data set without chunks, at each place."""
+TRIED_ELEMENTS = 2**16
+"""At each place, at most: a chunk may have many more."""
 
 
 def raw_table(dataset: h5py.Dataset, array: ArraySource) -> NDArray[np.void] | None:
@@ -49,9 +49,9 @@ def raw_table(dataset: h5py.Dataset, array: ArraySource) -> NDArray[np.void] | N
     if table is None or not array.length:
         return table
     name = dataset.name.lstrip("/")
+    guard = ChunkGuard(dataset, name)
     with MemberReader(Path(dataset.file.filename), name, array, table) as reader:
         for start, stop in _places(array, table):
-            guard = ChunkGuard(dataset, name)
             guard.check(stop, start=start)
             with reading(f"{name}, elements {start} to {stop}"):
                 if array.chunk_length:
@@ -63,13 +63,14 @@ def raw_table(dataset: h5py.Dataset, array: ArraySource) -> NDArray[np.void] | N
 
 
 def _places(array: ArraySource, table: NDArray[np.void]) -> list[tuple[int, int]]:
-    """Elements of the first, of a middle and of the last chunk that were written."""
-    length = array.chunk_length or CONTIGUOUS_ELEMENTS
+    """The first elements of the first, of a middle and of the last chunk that were written."""
+    length = array.chunk_length or TRIED_ELEMENTS
     numbers = np.arange(-(-array.length // length))
     if array.chunk_length:
         numbers = numbers[table["stored_bytes"] > 0]
     chosen = sorted({int(n) for part in (0, numbers.size // 2, -1) for n in numbers[part:][:1]})
-    return [(n * length, min((n + 1) * length, array.length)) for n in chosen]
+    tried = min(length, TRIED_ELEMENTS)
+    return [(n * length, min(n * length + tried, array.length)) for n in chosen]
 
 
 def _read(reader: MemberReader, start: int, stop: int) -> bytes | None:
