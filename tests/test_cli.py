@@ -248,7 +248,8 @@ def test_a_running_conversion_can_be_ended(tmp_path: Path, number: signal.Signal
     # Several row blocks, so that much is left to do when the first one is done.
     write_synthetic_h5ad(source, n_obs=60_000, n_vars=2_000, processes=1)
     before = sorted(tmp_path.iterdir())
-    command = [sys.executable, "-m", "dask_convert", "convert", source, tmp_path / "genes.zarr"]
+    command = ["env", "--default-signal=HUP"]  # these tests may have been started by nohup
+    command += [sys.executable, "-m", "dask_convert", "convert", source, tmp_path / "genes.zarr"]
     command += ["--memory", "800MiB"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
