@@ -234,6 +234,8 @@ def _open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
+    if sys.stderr is None:  # libraries take its `write` when they are imported
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def _leave_broken_stream() -> None:

@@ -385,6 +385,13 @@ def _sparse(path: str, indptr: Any, **attrs: Any) -> Callable[[h5py.File], None]
     return sparse
 
 
+def _short_index(file: h5py.File) -> None:
+    del file["obs/_index"]
+    file["obs/_index"] = ["a"]
+    encoding = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
+    file["obs/_index"].attrs.update(encoding)
+
+
 def _short_mask(file: h5py.File) -> None:
     group = file.create_group("uns/bad")
     group.attrs.update({"encoding-type": "nullable-integer", "encoding-version": "0.1.0"})
@@ -424,7 +431,7 @@ BAD = [
     (_put("obsm/pca", np.ones((OBS - 1, 2))), rf"obsm/pca has {OBS - 1} along obs, but obs has"),
     (_put("X", np.ones((OBS, VAR + 1))), rf"X has {VAR + 1} along var, but var has {VAR} rows"),
     (_put("raw/X", np.ones((OBS + 1, VAR))), rf"raw/X has {OBS + 1} along obs"),
-    (_put("obs/_index", ["a"]), rf"X has {OBS} along obs, but obs has 1 rows"),
+    (_short_index, rf"X has {OBS} along obs, but obs has 1 rows"),
     (_column_that_is_not_there, "obs: has no 'nothing', which it needs"),
     (_short_mask, "uns/bad/mask has 2 elements, but uns/bad/values has 3"),
     (_categorical_without_codes, "uns/bad: has no 'codes', which it needs"),

@@ -115,7 +115,7 @@ def test_what_cannot_be_a_page_is_refused_before_any_work(
 
 def test_a_name_with_a_nul_is_refused() -> None:
     """From Python: no argument of a command can have one."""
-    with pytest.raises(TargetError, match="null byte"):
+    with pytest.raises(TargetError, match="embedded null"):
         side_files.check_page(Path("page\0.html"))
 
 
