@@ -71,7 +71,7 @@ FLOORS = {
     # What surrounds it.
     "example": ("synthetic_model", "synthetic"),
     "places": (
-        "dashboard_address slurm_settings lazy_dashboard nannies worker_start",
+        "closing dashboard_address slurm_settings lazy_dashboard nannies worker_start",
         "local_cluster main_guard credentials probes",
         "config slurm watching rooms",
         "allocation worker_checks",

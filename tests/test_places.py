@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import stat
@@ -33,6 +34,7 @@ from dask_convert.errors import (
 )
 from dask_convert.places import watching, worker_checks
 from dask_convert.places.allocation import Allocation, current_allocation
+from dask_convert.places.closing import closing_quietly
 from dask_convert.places.config import slurm_settings
 from dask_convert.places.credentials import temporary_security
 from dask_convert.places.probes import Probes, meet
@@ -456,3 +458,14 @@ def test_a_plan_error_names_both_options() -> None:
     """Where only one can hold."""
     with pytest.raises(PlanError, match="not scheduler and client"):
         api.plan("none.h5ad", scheduler="tcp://x:1", client=FakeClient())  # type: ignore[arg-type]
+
+
+def test_what_fails_as_a_cluster_is_closed_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Before and after it is, by loggers that stand below these as well."""
+    log = logging.getLogger("distributed.comm")
+    with closing_quietly() as hush:
+        log.error("before")
+        hush()
+        log.error("meanwhile")
+    log.error("after")
+    assert [record.message for record in caplog.records] == ["before", "after"]

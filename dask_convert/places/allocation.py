@@ -21,6 +21,7 @@ import dask
 import msgspec
 
 from dask_convert.errors import ClusterError
+from dask_convert.places.closing import closing_quietly
 from dask_convert.places.slurm import SCHEDULER_SETTINGS, last_line, worker_environment
 from dask_convert.places.slurm_settings import RESERVE_BYTES
 from dask_convert.planning import memory
@@ -165,6 +166,7 @@ def allocation_client(
     }
     (room / "logs").mkdir()
     with (
+        closing_quietly() as hush,
         dask.config.set(SCHEDULER_SETTINGS),
         SpecCluster(
             scheduler={"cls": Scheduler, "options": options},
@@ -178,6 +180,7 @@ def allocation_client(
         try:
             yield client, step
         finally:
+            hush()
             step.stop()
 
 

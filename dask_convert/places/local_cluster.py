@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import dask
 
 from dask_convert.errors import WorkerLostError
+from dask_convert.places.closing import closing_quietly
 from dask_convert.places.worker_start import WORKER_ENVIRONMENT, start_method
 from dask_convert.planning.limits import Limits
 
@@ -90,7 +91,7 @@ def local_client(
     limits = limits or Limits()
     ttl = f"{limits.worker_ttl_seconds}s"
     with (
-        _level_kept(logging.getLogger("tornado.application")) as log,
+        closing_quietly() as hush,
         _no_stragglers(),
         dask.config.set(WORKER_SETTINGS),
         dask.config.set({"distributed.scheduler.worker-ttl": ttl}),
@@ -102,20 +103,8 @@ def local_client(
     ):
         try:
             yield client
-        except BaseException:
-            # What is under way fails when all is closed, and tornado would say so.
-            log.setLevel(logging.CRITICAL)
-            raise
-
-
-@contextmanager
-def _level_kept(log: logging.Logger) -> Iterator[logging.Logger]:
-    """A log whose level is what it was when the block ends."""
-    before = log.level
-    try:
-        yield log
-    finally:
-        log.setLevel(before)
+        finally:
+            hush()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import dask
 
 from dask_convert.errors import ClusterError
+from dask_convert.places.closing import closing_quietly
 from dask_convert.places.local_cluster import WORKER_SETTINGS
 from dask_convert.places.slurm_settings import SlurmSettings
 from dask_convert.places.worker_start import WORKER_ENVIRONMENT
@@ -163,11 +164,18 @@ def slurm_client(
             scheduler_options=_scheduler_options(settings, dashboard_address),
             silence_logs="error",
         )
-        with cluster, Client(cluster, security=security, set_as_default=False) as client:
+        with (
+            closing_quietly() as hush,
+            cluster,
+            Client(cluster, security=security, set_as_default=False) as client,
+        ):
             jobs = SlurmJobs(cluster, settings.jobs, logs)
             _require_slurm()
             jobs.submit()
-            yield client, jobs
+            try:
+                yield client, jobs
+            finally:
+                hush()
 
 
 def _cluster_class() -> Any:
