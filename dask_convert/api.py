@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from dask_convert.conversion.names import check_names, is_text, require_text
+from dask_convert.conversion.names import check_ending, check_names, check_there, require_text
 from dask_convert.conversion.source_plan import plan_conversion
 from dask_convert.display.board_feed import BoardFeed
 from dask_convert.display.facts import SQUARE_NOTE
@@ -18,7 +18,7 @@ from dask_convert.display.progress import Several
 from dask_convert.display.report import RunReport
 from dask_convert.engine.graph import Executor
 from dask_convert.engine.results import ConversionResult, VerificationResult
-from dask_convert.errors import PlanError, SourceError, SourceWarning, StoreError
+from dask_convert.errors import SourceError, SourceWarning
 from dask_convert.options import (
     ConvertOptions,
     Options,
@@ -172,7 +172,7 @@ def convert(
     chosen = Options(**options)
     chosen.prepare(verifying=chosen.verify)
     source, target = absolute(source), absolute(target)
-    _require_named_as_made(target, chosen.profile)
+    check_ending(target, chosen.profile)
     check_names(source, target, chosen.scratch_parent(target))
     record = RunReport(str(source), str(target))
     written = record.written_to(None if chosen.report is None else Path(chosen.report))
@@ -183,20 +183,6 @@ def convert(
         _warn(planned)
         record.result = _run(source, target, planned, found, chosen, record, held)
         return record.result
-
-
-def _require_named_as_made(target: Path, profile: str) -> None:
-    """Refuse a name that says that the target is what it will not be."""
-    ending = target.suffix.lower()
-    if profile == "cellxgene" and ending == ".zarr":
-        msg = f"{target}: the profile cellxgene makes an h5ad file; let its name end in .h5ad"
-        raise PlanError(msg)
-    if profile != "cellxgene" and ending in {".h5ad", ".h5"}:
-        msg = (
-            f"{target}: a zarr store is what is made; let its name end in .zarr (the profile "
-            "cellxgene makes an h5ad file)"
-        )
-        raise PlanError(msg)
 
 
 def _require_shared(source: Path, place: Place) -> None:
@@ -354,7 +340,7 @@ def verify(
     chosen.prepare(verifying=True)
     source, target = absolute(source), absolute(target)
     require_text(source)
-    _require_there(target)
+    check_there(target)
     feed = BoardFeed(str(source), str(target))
     with ExitStack() as held:
         found = held.enter_context(chosen.place())
@@ -374,21 +360,6 @@ def verify(
                 trust=settings.trust,
                 on_part=_each(feed.part, chosen.on_part or _ignore),
             )
-
-
-def _require_there(target: Path) -> None:
-    """Refuse a name that no store has: a mistyped name is no store that differs."""
-    try:
-        target.lstat()
-        problem = "" if target.exists() else "it is a link that leads nowhere"
-        problem = problem if is_text(target) else "its name is no UTF-8: rename it"
-    except (FileNotFoundError, NotADirectoryError):
-        problem = "no such store"
-    except (OSError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or str(error)
-    if problem:
-        msg = f"{target}: {problem}"
-        raise StoreError(msg)
 
 
 def _ignore(_name: str, _done: int, _total: int) -> None:

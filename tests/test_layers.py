@@ -37,7 +37,7 @@ FLOORS = {
     # Disks.
     "files": (
         "annotation_checks failpoints filters hdf5_errors hdf5_lock hdf5_sink hdf5_walk",
-        "chunk_guard rehearsal scratch",
+        "annotation_reading chunk_guard rehearsal scratch",
         "admission",
         "annotation_elements hdf5 fragment_files shards",
         "annotation_plan h5ad hdf5_trial zarr_csc",

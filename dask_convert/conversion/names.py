@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from dask_convert.conversion.workspace import Workspace
-from dask_convert.errors import ScratchError, SourceError, TargetError
+from dask_convert.errors import PlanError, ScratchError, SourceError, StoreError, TargetError
 
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 4096 - 512
@@ -48,6 +48,47 @@ def check_names(source: Path | None, target: Path, scratch_parent: Path) -> None
     if problem := _problem(space.scratch):
         msg = f"cannot make a scratch directory in {scratch_parent}: {problem}"
         raise ScratchError(msg)
+
+
+def check_ending(target: Path, profile: str) -> None:
+    """Refuse a name that says that the target is what it will not be.
+
+    Raises
+    ------
+    PlanError
+        Says what is made.
+    """
+    ending = target.suffix.lower()
+    if profile == "cellxgene" and ending == ".zarr":
+        msg = f"{target}: the profile cellxgene makes an h5ad file; let its name end in .h5ad"
+        raise PlanError(msg)
+    if profile != "cellxgene" and ending in {".h5ad", ".h5"}:
+        msg = (
+            f"{target}: a zarr store is what is made; let its name end in .zarr (the profile "
+            "cellxgene makes an h5ad file)"
+        )
+        raise PlanError(msg)
+
+
+def check_there(target: Path) -> None:
+    """Refuse a name that no store has: a mistyped name is no store that differs.
+
+    Raises
+    ------
+    StoreError
+        Says why it has none.
+    """
+    try:
+        target.lstat()
+        problem = "" if target.exists() else "it is a link that leads nowhere"
+        problem = problem if is_text(target) else "its name is no UTF-8: rename it"
+    except (FileNotFoundError, NotADirectoryError):
+        problem = "no such store"
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or str(error)
+    if problem:
+        msg = f"{target}: {problem}"
+        raise StoreError(msg)
 
 
 def _problem(path: Path) -> str:

@@ -95,7 +95,7 @@ def new_directories(directory: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def check_space(plan: ConversionPlan, scratch: Path, store: Path) -> None:
+def check_space(plan: ConversionPlan, space: Workspace, token: str) -> None:
     """Refuse to begin where the disk cannot hold what is expected beyond what is there.
 
     Raises
@@ -103,12 +103,12 @@ def check_space(plan: ConversionPlan, scratch: Path, store: Path) -> None:
     DiskSpaceError
         Says where, how much there is, and how much is needed.
     """
+    scratch, store = space.run_scratch(token), space.store(token)
     scratch_bytes = max(plan.scratch_bytes - tree_bytes(scratch), 0)
     target_bytes = max(plan.target_bytes - tree_bytes(store), 0)
-    beside, around = store.parent.parent.parent, scratch.parent.parent  # as people know them
-    needs = [(around, scratch_bytes), (beside, target_bytes)]
+    needs = [(space.scratch_parent, scratch_bytes), (space.target.parent, target_bytes)]
     if scratch.stat().st_dev == store.stat().st_dev:
-        needs = [(beside, scratch_bytes + target_bytes)]
+        needs = [(space.target.parent, scratch_bytes + target_bytes)]
     for directory, needed in needs:
         check_free(directory, needed)
 

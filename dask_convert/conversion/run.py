@@ -179,7 +179,7 @@ class _Run:
         """Build the store and publish it."""
         started = time.perf_counter()
         clear_attempts(self._space, self._state.token)
-        check_space(self._plan, self._scratch, self._store)
+        check_space(self._plan, self._space, self._state.token)
         with PeakMemory() as memory, ThreadPoolExecutor(1) as helper:
             preparing = helper.submit(self._prepare)
             with executor(self._plan) as run:

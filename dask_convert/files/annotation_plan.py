@@ -17,9 +17,8 @@ import numpy as np
 
 from dask_convert.errors import AnnotationError, SourceError
 from dask_convert.files.annotation_checks import Structure, codes_check, value_check
-from dask_convert.files.annotation_elements import (
-    Kind,
-    Node,
+from dask_convert.files.annotation_elements import Kind, Node
+from dask_convert.files.annotation_reading import (
     attr_keys,
     attr_of,
     attrs_of,

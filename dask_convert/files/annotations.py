@@ -7,7 +7,8 @@ does not grow with the file.
 
     annotation_plan      what goes where: a `Node` for every group and array of the target
     annotation_checks    whether these hold together, by metadata first and then by their values
-    annotation_elements  one node: its attributes, its chunks, its copy
+    annotation_reading   what HDF5 says of one element: members, attributes, encoding
+    annotation_elements  one node: its chunks, its copy, what it takes
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_convert.errors import SourceError
-from dask_convert.files.annotation_elements import child_path
+from dask_convert.files.annotation_reading import child_path, encoding_of
 from dask_convert.files.chunk_guard import ChunkGuard
 from dask_convert.files.hdf5 import array_source
 from dask_convert.files.hdf5_errors import reading
@@ -193,12 +193,11 @@ def _check_encoding(element: Any) -> None:
     """
     if not isinstance(element, h5py.Group):
         return
-    names = ("encoding-type", "encoding-version")
-    encoding, version = (_text(element.attrs.get(name, "")) for name in names)
+    path = element.name.lstrip("/")
+    encoding, version = encoding_of(element, path)
     is_legacy = not encoding and matrix_format(element) is not None
     if is_legacy or (encoding, version) in _MATRIX_ENCODINGS:
         return
-    path = element.name.lstrip("/")
     hint = "write it again with a current anndata"
     if {"data", "indices", "indptr"} <= set(element):
         hint = (
